@@ -219,7 +219,7 @@ def show_memory(options: argparse.Namespace) -> None:
 def show_growth(
     steps: dict[str, Callable[[int], Step]], lengths: Sequence[int] | None, threads: int
 ) -> None:
-    """A table of what each of the steps takes at all lengths, 4k to 32k by default."""
+    """Print a table of the memory of each step at all lengths, 4k to 32k by default."""
     lengths = lengths or [4096, 8192, 16384, 32768]
     print(f"\n{'tokens':>7}  {'side':20}  {'MiB of tensors':>15}  {'MiB of process':>15}")
     for side, make in steps.items():

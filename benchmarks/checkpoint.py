@@ -1,4 +1,4 @@
-"""What saving costs a training step, and what a resume takes.
+"""The cost of saving for a training step, and the time of a resume.
 
     python benchmarks/checkpoint.py            # the dense model of benchmarks/train_step.py
 

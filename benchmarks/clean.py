@@ -7,7 +7,7 @@
 MB are of UTF-8 as it was read; seconds are the process's, on all its threads. Models are loaded
 and tables made before the clock starts. Beside normalizing, domains and quality stands the same
 work plainly written (tests/plain_text.py, tests/plain_quality.py), which gives the same to the bit:
-what the step would take without the care that was put into it.
+the step's time without optimization.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def first_stage(settings: CleanSettings) -> dict[str, float]:
 
 
 def watched(made: Iterator[Any], name: str, seconds: dict[str, float]) -> Iterator[Any]:
-    """What a step makes, counting its CPU seconds with those of the steps before it."""
+    """The results of a step, counting its CPU seconds with those of the steps before it."""
     while True:
         start = time.process_time()
         found = next(made, None)

@@ -4,7 +4,7 @@
     python benchmarks/convert.py --layers 2 --folder /scratch
 
 In turns, `--rounds` times: cp of the HF folder, HF -> ours, cp of ours, ours -> HF. Each is a
-process of its own that removes what the one before it wrote and starts at once: so all find the
+process of its own that removes the files of the one before it and starts at once: so all find the
 same memory free, which matters where a virtual machine gets fresh memory from its host. `GB/s` is
 bytes of weights per second, without the seconds in which Python imports torch (`start`); `of cp`
 is the median of the ratios to the cp just before; `peak` is the most resident memory that the

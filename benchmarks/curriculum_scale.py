@@ -124,7 +124,7 @@ def sparse_curriculum(
 def sparse_shard(prefix: Path, tokens: int, document: int = 10**6) -> None:
     """PREFIX.bin of the right size with nothing in it, and a whole .idx of documents of one length.
 
-    What is left over is part of the last one.
+    The rest is part of the last one.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.full(max(1, tokens // document), document, "<i4")

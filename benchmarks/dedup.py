@@ -126,7 +126,7 @@ def pairs_found(texts: list[str]) -> set[tuple[int, int]]:
         firsts = defaultdict(set)
         for first, later in alike:
             firsts[later].add(first)
-        # An exact copy is not compared itself: it is like what the document is like that it equals.
+        # An exact copy is not compared itself: it is like the documents that its original is like.
         carried = {(first, copy) for copy, one in kept.items() for first in firsts[one]}
         return alike | carried | {(one, copy) for copy, one in kept.items()}
 

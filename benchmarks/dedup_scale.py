@@ -1,13 +1,13 @@
-"""Near-duplicates at scale: what each stage reads, writes and holds, for each document.
+"""Near-duplicates at scale: bytes that each stage reads, writes and holds, for each document.
 
     python benchmarks/dedup_scale.py --millions 1 4 16 --folder /scratch/dedup
 
-Signatures, digests and names are made up, not read off texts: what is measured begins after the
-first stage, whose speed `benchmarks/dedup.py` tells. Of the documents one in ten is an exact copy
+Signatures, digests and names are made up, not read off texts: measuring begins after the first
+stage, whose speed `benchmarks/dedup.py` tells. Of the documents one in ten is an exact copy
 of an earlier one anywhere, three in twenty are like an earlier one at 0.9. The stages themselves
 run, task after task in this process. Disk: bytes of the files that a stage leaves. Read: bytes that
 its tasks asked the system for, and signatures that were looked up. Memory: the most that numpy and
-Python held in one task (tracemalloc). The last table says what follows for more documents; what
+Python held in one task (tracemalloc). The last table extrapolates to more documents; memory that
 grows with a task's own documents is taken for tasks of the size given there.
 """
 
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    """Print a table for each number of documents, and what follows for many more."""
+    """Print a table for each number of documents, and an estimate for many more."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def make(settings: CleanSettings, documents: int) -> None:
-    """What the first stage would have left, of `documents` in all."""
+    """The files that the first stage would have left, of `documents` in all."""
     generator = np.random.default_rng(0)
     bounds = [k * documents // settings.tasks for k in range(settings.tasks + 1)]
     bins = settings.signatures.bins
@@ -103,7 +103,7 @@ def signatures_of(documents: np.ndarray, bins: int) -> np.ndarray:
 
 
 def measure(settings: CleanSettings) -> tuple[dict[str, Cost], int, int]:
-    """What each stage costs, how many documents go, and how many of them as near-duplicates."""
+    """Costs of each stage, number of removed documents, and how many of them as near-duplicates."""
     costs = {}
     for stage in stages.stages(settings, 0):
         if stage.name not in MEASURED:
@@ -134,7 +134,7 @@ def _files(settings: CleanSettings, folder: str) -> list[Path]:
 
 
 def bytes_read() -> int:
-    """By this process, from files or from what the system kept of them."""
+    """Bytes read by this process, from files or from the system's cache of them."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 

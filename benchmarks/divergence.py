@@ -4,9 +4,9 @@
     python benchmarks/divergence.py --positions 32768 --tile-mib 64 256 --rounds 2
 
 From hidden states and output matrices of both, to the gradients of the student's: "plain" makes
-both logits whole and leaves the rest to autograd; "log-probs" is what reinforcement learning takes
-of the same student, one number of each position, and has no teacher. Every way lives in a process
-of its own, and they take turns, as in benchmarks/logits.py, whose table this is.
+both logits whole and leaves the rest to autograd; "log-probs" is the part that reinforcement
+learning takes of the same student, one number of each position, and has no teacher. Every way lives
+in a process of its own, and they take turns, as in benchmarks/logits.py, whose table this is.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Check and measure a machine with one GPU: what is installed, whether it is right, how fast it is.
+"""Check and measure a machine with one GPU: its packages, whether they are right, how fast they
+are.
 
-No network, about 8 minutes, the most important first. After every word of every case all that is
-known is in OUT/gpu.json, at the end on one page, OUT/gpu.md; what cases print is in OUT/gpu.log.
-Each case has a limit of its own and a process that may crash or hang. The same call again runs what
-is not over yet.
+No network, about 8 minutes, the most important first. After every word of every case all results so
+far are in OUT/gpu.json, at the end on one page, OUT/gpu.md; the output of cases is in OUT/gpu.log.
+Each case has a limit of its own and a process that may crash or hang. The same call again runs the
+cases that are not over yet.
 """
 
 import argparse
@@ -37,7 +38,7 @@ EXAMPLES = """parts, in the order in which their most important cases run:
 {parts}
 
 examples:
-  python benchmarks/gpu.py                                     # all of it, what is installed
+  python benchmarks/gpu.py                                     # all of it, with installed packages
   python benchmarks/gpu.py --wheels wheels --out /tmp/h200     # with packages that are missing
   python benchmarks/gpu.py --parts machine,ceilings --minutes 2
   python benchmarks/gpu.py --only "8b te"                      # cases with this in their name
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=_minutes, default=8.0, help="for all of it; default: 8")
     made.add_argument("--parts", type=_parts, default=tuple(plan.PARTS), help="default: all")
     made.add_argument("--only", default="", metavar="TEXT", help="cases with it in their name")
-    made.add_argument("--wheels", type=Path, help="folder of wheels; what is missing is taken")
+    made.add_argument("--wheels", type=Path, help="folder of wheels; missing packages are taken")
     made.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     made.add_argument("--tiny", action="store_true", help="sizes of a test, which measure nothing")
     made.add_argument(
@@ -82,7 +83,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for; 1 where something did not go well, an aim that is missed aside."""
+    """Run the chosen cases; 1 where one did not go well, a missed aim aside."""
     given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its children end with it
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
@@ -109,7 +110,7 @@ def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
         print(f"{time.monotonic() - begin:4.0f} s  {page.line(case, known)}", flush=True)
 
     runner = Runner(options, record, seconds, given.out / "gpu.log", context, told)
-    with contextlib.suppress(KeyboardInterrupt):  # what is known is told all the same
+    with contextlib.suppress(KeyboardInterrupt):  # results so far are told all the same
         runner.run(cases)
     _conclude(record, given.out)
     good = (PASSED, LEFT_OUT, NOT_BEGUN)
@@ -117,7 +118,7 @@ def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
 
 
 def _cases(given: argparse.Namespace) -> list[Case]:
-    """What is to run; ConfigError where that is nothing, or options do not go together."""
+    """The chosen cases; ConfigError where there are none, or options do not go together."""
     if given.stand_in and given.device != "cpu":
         raise ConfigError("--stand-in is of --device cpu, and --device is cuda; add --device cpu")
     cases = plan.chosen(given.parts, given.only)

@@ -3,9 +3,9 @@
     python benchmarks/language_id.py texts/sib200_119.jsonl.gz      # SIB-200's test split
     python benchmarks/language_id.py FILE --split "" --model lid.bin         # or: --model glotlid
 
-FILE is JSONL(.gz) with `text` and `lang`. Prints what falls below a recall of 0.8 and what is taken
-for it, and MB of text per CPU second: of the sentences, each of which is read to its end, and of
-documents of 4 KB made of them, of which three places are read.
+FILE is JSONL(.gz) with `text` and `lang`. Prints languages below a recall of 0.8 and those that are
+taken for it, and MB of text per CPU second: of the sentences, each of which is read to its end, and
+of documents of 4 KB made of them, of which three places are read.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Who reads a run's batches: a thread of the rank, or DALI (data.loader), side by side.
+"""Two readers of a run's batches, side by side: a thread of the rank, and DALI (data.loader).
 
     python benchmarks/loader.py [--length 4096] [--rows 8] [--step-ms 200] [--device cuda]
 
 Both read the same packed documents, kept apart, in turns within one run; tables give medians over
 the turns, and of the ratio within each turn. Without a step between batches it is how fast each can
 read at most. With a step that leaves the processor alone, as one on a GPU does, it is how long the
-rank waits for its next batch, and what of the processor's time (that of children too) a batch
-takes. What is read lies in the page cache.
+rank waits for its next batch, and the processor's time (that of children too) for a batch. The
+input lies in the page cache.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def processor() -> str:
 def in_turns(
     side: Callable[..., None], ways: list[str], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """What each way's process answers in args.rounds + 1 rounds, one at work at any moment."""
+    """The answers of each way's process in args.rounds + 1 rounds, one at work at any moment."""
     spawn, pipes = mp.get_context("spawn"), {}
     for way in ways:
         pipes[way], theirs = spawn.Pipe()

@@ -1,4 +1,4 @@
-"""A training step of one long row: its memory, the loss's, and what a second context rank saves.
+"""A training step of one long row: its memory, the loss's, and the gain of a second context rank.
 
     python benchmarks/long_step.py step                               # 32,768 tokens, two layers
     python benchmarks/long_step.py step --layers 4 --precision fp32 --lengths 8192 16384
@@ -9,9 +9,9 @@ The model has Qwen3-0.6B's widths and --layers layers; a batch is one row, read 
 measurement lives in a process of its own, on a CPU.
 
 step: forward, backward and AdamW with full recomputation. Told are the resident memory at its
-highest (Linux) and what that is made of: the process without the model; weights, gradients and the
-optimizer's state, resident before the step; tensors that live at a time beside these; and what is
-beyond them, as freed blocks that nothing fits into, and kernels' own, less what the process had
+highest (Linux) and its parts: the process without the model; weights, gradients and the optimizer's
+state, resident before the step; tensors that live at a time beside these; and the rest, as freed
+blocks that nothing fits into, and kernels' own, less the memory that the process had
 free. Then the largest tensors that live when there are most, by type and shape, and, of several
 lengths, the exponent of growth of all that a step takes.
 
@@ -213,7 +213,7 @@ class Ranks:
 
 
 def of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a launcher on one machine sets."""
+    """Variables that a launcher on one machine sets."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     return {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)} | {
         name: str(number) for name, number in numbers.items()

@@ -1,10 +1,11 @@
-"""What it costs a training step that megatron-core's calls for a GPU are answered by the CPU.
+"""The cost for a training step of answering megatron-core's calls for a GPU on the CPU.
 
     python benchmarks/redirect.py
 
 Counts, over one step of the dense benchmark model, the calls that pass through a wrapper of
-`cpu/redirect.py` (constructors with their check for device="cuda"), times what a wrapper adds to a
-call, and sets the product against the step. The other redirections replace a call by a cheaper one.
+`cpu/redirect.py` (constructors with their check for device="cuda"), times the seconds that a
+wrapper adds to a call, and sets the product against the step. The other redirections replace a call
+by a cheaper one.
 """
 
 import statistics

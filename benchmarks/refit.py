@@ -1,4 +1,4 @@
-"""What new weights for a server of vLLM take: seconds of a refit, and bytes/s against `cp`.
+"""The cost of new weights for a server of vLLM: seconds of a refit, and bytes/s against `cp`.
 
     python benchmarks/refit.py --python .venv-vllm/bin/python                  # the tiny models
     python benchmarks/refit.py --python … --way gloo model.preset=qwen3-0.6b   # another one

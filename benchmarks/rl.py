@@ -3,11 +3,11 @@
     python benchmarks/rl.py --model both                     # seconds a step, and where they go
 
 A step answers --prompts tasks --samples times each, rewards the answers, and makes one optimizer
-step on all of them: GRPO with its defaults but for what is said here. Both sides have the same
-model in float32, the same prompts, answers of exactly --tokens tokens (no token ends one), the same
-reward, no KL, no old log-probs (one update on each batch), AdamW at a constant rate. Each lives in
-a process of its own, they take turns, and what is told are medians over turns and the median of the
-ratios within one.
+step on all of them: GRPO with its defaults except for the settings named here. Both sides have the
+same model in float32, the same prompts, answers of exactly --tokens tokens (no token ends one), the
+same reward, no KL, no old log-probs (one update on each batch), AdamW at a constant rate. Each
+lives in a process of its own, they take turns, and the table has medians over turns and the median
+of the ratios within one.
 
 TRL (1.16): its own generation by transformers with a cache, all answers of a step in one batch; its
 update in device batches of --trl-batch answers, each as long as the longest, with accumulation;
@@ -242,7 +242,7 @@ def work(side: str, config: Config, options: argparse.Namespace, pipe: Connectio
 
 
 def measure(config: Config, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Seconds of a step, by what they went to, of each side in each turn."""
+    """Seconds of a step by purpose, of each side in each turn."""
     workers = {}
     for name in options.sides:
         workers[name] = Worker(work, name, config, options)

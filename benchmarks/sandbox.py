@@ -1,4 +1,5 @@
-"""What a program costs in the sandbox: `python benchmarks/sandbox.py [--programs 50] [--workers 2]`
+"""The cost of a program in the sandbox: `python benchmarks/sandbox.py [--programs 50] [--workers
+2]`
 
 Prints seconds to try the walls, and seconds a program, one after another and at once. A program
 prints a number; each is another one, so that none is remembered.

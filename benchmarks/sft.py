@@ -6,13 +6,13 @@
 DATA has lines with `question` and `answer`. A dialog is one of them, or, --long of them, several
 turns up to a length that is log-normal around 2,000 tokens. Both sides train the same tokenized
 dialogs with the same masks, in rows of --sequence-length tokens, --batch of them a step, by AdamW
-in float32. Each lives in a process of its own, they take turns, and what is told are medians over
+in float32. Each lives in a process of its own, they take turns, and the table has medians over
 turns and the median of the ratios within one.
 
 TRL (1.16): packing=True, packing_strategy="bfd", which makes it padding-free: the rows of a device
 batch are one row, under a mask that keeps documents apart. It runs twice, with --batch rows in one
 device batch, and one by one with gradient accumulation, and the faster one counts. Its defaults are
-kept but for what makes it faster: no gradient checkpointing, float32 in place of bf16 on a CPU, no
+kept except for speed: no gradient checkpointing, float32 in place of bf16 on a CPU, no
 router loss, fused AdamW, SDPA, grouped experts, no evaluation, no saves, logs every 1,000 steps.
 Ours reads rows ahead, logs nothing, and has its router loss.
 """

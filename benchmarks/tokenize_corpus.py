@@ -3,9 +3,10 @@
     python benchmarks/tokenize_corpus.py --tokenizer QWEN3    # a folder: data_prep/published.py
 
 Ours is `tools/tokenize_corpus.py` with one worker: read, parse, encode, shuffle, write, checksums;
-`packed` is its speed with --pack 32768 as a share of that without, `filler` what its rows have.
-Megatron's is the loop of its preprocess_data.py, document by document: json.loads, encode (that of
-tokenizers, faster than through transformers), IndexedDatasetBuilder; on the first `--theirs` MB.
+`packed` is its speed with --pack 32768 as a share of that without, `filler` the share of filler in
+its rows. Megatron's is the loop of its preprocess_data.py, document by document: json.loads, encode
+(that of tokenizers, faster than through transformers), IndexedDatasetBuilder; on the first
+`--theirs` MB.
 
 In turns, each a process of its own, `--rounds` times. `MB/s` is text in UTF-8 per second of CPU
 time, of one core; the seconds of `start` (imports, tokenizer), which do not grow with the corpus,
@@ -16,7 +17,7 @@ English is real prose (texts: a book and speeches), again and again with one wor
 made of the halves of two others, so that later rounds have new words as real text has. Code is the
 files of Python's library and of the packages installed. The 119 languages are SIB-200's sentences,
 again and again in the same manner: those of one language joined to documents of that length, and
-as `sentences` each a document of its own, of 200 bytes, which shows what a document costs.
+as `sentences` each a document of its own, of 200 bytes, which shows the cost of a document.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/tokenize_dialogs.py --tokenizer QWEN3    # a folder: data_prep/published.py
 
 Ours is `tools/tokenize_dialogs.py` with one worker: read, parse, check, render, encode, write,
-checksums. The reference is a loop over the lines: json.loads and `ChatTokenizer`, which finds what
-is trained by the offsets of Hugging Face's tokenizers; it writes nothing, and gets the first
+checksums. The reference is a loop over the lines: json.loads and `ChatTokenizer`, which finds the
+trained tokens by the offsets of Hugging Face's tokenizers; it writes nothing, and gets the first
 `--theirs` MB. Both give the same ids and masks, which is compared here, too.
 
 In turns, each a process of its own, `--rounds` times. `MB/s` is the text of messages in UTF-8 per

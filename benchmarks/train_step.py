@@ -224,7 +224,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarise(config: Config, result: dict[str, Any]) -> dict[str, Any]:
-    """Add what follows from the times: tokens/s, FLOP/s, share of the peak, ratios."""
+    """Add the results of the times: tokens/s, FLOP/s, share of the peak, ratios."""
     tokens = config.train.global_batch * config.data.sequence_length
     flops = flops_per_token(config.model, config.data.sequence_length) * tokens
     mine = result["sides"]["ours"]["rounds"]
@@ -299,7 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
     parser.add_argument("--preset", help="a Qwen3 size in place of the small models")
-    parser.add_argument("--layers", type=int, default=0, help="default: all, or what a GPU holds")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="default: all, or as many as a GPU holds"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4, help="sequences a step")

@@ -1,4 +1,4 @@
-"""Which versions pip may install in an image, and whether the image's own are still there.
+"""Pins the versions that pip may install in an image, and checks that the image's own remain.
 
     python containers/pins.py write constraints.txt > FILE    before pip, for its --constraint
     python containers/pins.py check FILE                      after it
@@ -52,7 +52,7 @@ def installed() -> dict[str, str]:
 
 
 def write(pins: Path) -> str:
-    """pip's constraints: what the image has, then what `pins` says."""
+    """pip's constraints: versions of the image, then those of `pins`."""
     found = installed()
     required = (row.partition(" ")[0] for row in lines(KEPT) if row.endswith(" required"))
     missing = [name for name in required if not any(fnmatchcase(own, name) for own in found)]
@@ -63,7 +63,7 @@ def write(pins: Path) -> str:
 
 
 def check(constraints: Path) -> None:
-    """SystemExit where a kept package is not what it was when the constraints were written."""
+    """Raise SystemExit where a kept package changed after the constraints were written."""
     now = installed()
     before = {name: version for name, version in pinned(constraints).items() if is_kept(name)}
     changed = [

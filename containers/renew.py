@@ -1,11 +1,11 @@
-"""Write constraints.txt anew: the newest releases that setup.py allows, beside what the image has.
+"""Write constraints.txt anew: the newest releases that setup.py allows, and the image's packages.
 
     python3.11 containers/renew.py     in the checkout; three minutes
 
 pip resolves in an environment where the image's packages are names and versions without contents,
 with the oldest Python that setup.py allows: newer ones, as the image's 3.12, find the same
-releases, and tests have one interpreter for all. `make test-containers` then shows whether what was
-chosen works.
+releases, and tests have one interpreter for all. `make test-containers` then shows whether the
+choice works.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Preparing text for training: tokenization, and the token files trained on. No torch."""
+"""Prepares text for training: tokenization, and the token files of a training. No torch."""

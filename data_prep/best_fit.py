@@ -1,4 +1,4 @@
-"""Which texts share a row of limited length: best fit, longest first.
+"""Packs texts into rows of limited length: best fit, longest first.
 
     rows = best_fit(lengths_W, 4096)        # of each row the numbers of its texts
 
@@ -44,7 +44,7 @@ def best_fit(lengths_W: Int64, capacity: int) -> list[list[int]]:
 
 
 class _Rooms:
-    """Rows by the room that they have left, the least that is enough found by bits.
+    """Rows by the room that they have left; bits find the least room that is enough.
 
     Bit r of word w stands for room 64 w + r, bit w of `_any` for a word that is not 0.
     """
@@ -78,7 +78,7 @@ class _Rooms:
         return row
 
     def put(self, room: int, row: int) -> None:
-        """A row has that room."""
+        """Add a row with that room."""
         if not self._rows[room]:
             self._words[room >> 6] |= 1 << (room & 63)
             self._any |= 1 << (room >> 6)

@@ -1,4 +1,4 @@
-"""Within which bounds a document must lie, as data: what `quality.py` judges by, what recipes set.
+"""The bounds of a good document, as data: `quality.py` judges by them, and recipes set them.
 
     bounds = QualityBounds()                  # those of Gopher, FineWeb and StarCoder
     bounds.of("tha_Thai").min_sentences       # 0.0: Thai ends sentences with no mark
@@ -26,18 +26,18 @@ _BY_LANGUAGE: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class ProseBounds:
-    """Of text. Where words are not separated, a character is a unit, and two are a word."""
+    """Bounds of prose. Where words are not separated, a character is a unit, and two are a word."""
 
     min_letter_share: float = setting(0.6, "few letters: of all that is no blank")
     min_letters: float = setting(240.0, "too short: 50 English words, as in Gopher")
-    word_length_factor: float = setting(2.0, "odd word lengths: times what is usual, or less by it")
+    word_length_factor: float = setting(2.0, "odd word lengths: times the usual one, or less by it")
     max_symbols: float = setting(0.1, "symbols: # and … for each word")
     max_bullets: float = setting(0.9, "bullet points: of the lines")
     max_cut_off: float = setting(0.3, "cut off: lines that end in an ellipsis")
     short_line: float = setting(30.0, "characters below which a line is short")
     max_short_lines: float = setting(0.67, "short lines: of the lines")
     min_sentences: float = setting(0.12, "no sentences: lines that end in a mark")
-    placeholders: tuple[str, ...] = setting(("lorem ipsum",), "placeholder: what none may have")
+    placeholders: tuple[str, ...] = setting(("lorem ipsum",), "placeholder: phrases to avoid")
     max_repeated_lines: float = setting(0.3, "repeated lines: of the lines")
     max_repeated_letters: float = setting(0.2, "repeated lines: of their characters")
     max_2_unit_phrase: float = setting(0.20, "one phrase: letters in the most frequent run of 2")
@@ -53,7 +53,7 @@ class ProseBounds:
 
 @dataclass(frozen=True)
 class CodeBounds:
-    """Of source code."""
+    """Bounds of source code."""
 
     min_units: float = setting(10.0, "too short: names, words and numbers")
     max_line: float = setting(1000.0, "long lines: characters of the longest")
@@ -75,14 +75,14 @@ class QualityBounds:
     )
 
     def of(self, language: str) -> ProseBounds:
-        """For prose in a language, by its code; `und` has the general ones."""
+        """The bounds of prose in a language, by its code; `und` has the general ones."""
         known = LANGUAGES.get(language)
         of_script = self.by_language.get(known.script, {}) if known else {}
         others: dict[str, Any] = {**of_script, **self.by_language.get(language, {})}
         return replace(self.prose, **others)
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with them, one line each."""
+        """Faults of the bounds, one line each."""
         for table, values in (("prose", self.prose), ("code", self.code)):
             for name, value in vars(values).items():
                 if not isinstance(value, (bool, tuple)):

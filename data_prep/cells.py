@@ -1,8 +1,8 @@
-"""A cell: the documents of one combination of labels that lie together in a shard.
+"""Describes cells: the documents of one combination of labels that lie together in a shard.
 
 A shard holds many cells, one after another, each a stretch of its tokens and of its documents. So a
 corpus of a hundred thousand combinations of labels has no more files than its tokens need, and a
-mixture still takes whatever combinations it wants.
+mixture can still take any combinations.
 
     cell.path, cell.start, cell.tokens      # tokens [start, start + tokens) of PATH.bin
 """
@@ -20,13 +20,13 @@ from data_prep.stretches import leaves
 
 @dataclass(frozen=True)
 class Cell:
-    """What the inventory says of one cell.
+    """The inventory's row of one cell.
 
     path: of the shard, relative to the inventory's folder; bytes: of the documents' text in UTF-8;
     tokens: each document's last one, <|endoftext|>, included, and filler; start, first: the number
     of its first token, and of its first document, in the shard. packed: None where texts simply
     follow each other; otherwise documents counts those that begin here, cut those of them that are
-    longer than a row, and pieces what the files have as documents.
+    longer than a row, and pieces the documents of the files.
     """
 
     path: str
@@ -42,12 +42,12 @@ class Cell:
 
     @property
     def in_files(self) -> int:
-        """How many documents the .idx and .docs have of it."""
+        """Number of its documents in the .idx and .docs."""
         return self.pieces if self.packed else self.documents
 
     @property
     def place(self) -> tuple[str, int]:
-        """By which an inventory is in order."""
+        """The key that an inventory is sorted by."""
         return self.path, self.start
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Cell:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Cell:
-        """KeyError, TypeError, ValueError where it is none."""
+        """Raises KeyError, TypeError or ValueError where the row is no cell."""
         path, *labels = (_word(row, name) for name in ("path", *Labels._fields))
         if leaves(path):
             raise ValueError(f"the shard {path!r} lies outside of its folder")
@@ -69,7 +69,7 @@ class Cell:
         return cls(path, Labels(*labels), packed=packed, **counts, **more)
 
     def __add__(self, other: Cell) -> Cell:
-        """With a cell of the same labels that follows it."""
+        """Join a cell of the same labels that follows it."""
         packed = [cell.packed for cell in (self, other) if cell.packed]
         return replace(
             self,
@@ -96,7 +96,7 @@ def _count(row: dict[str, Any], name: str, *default: int) -> int:
 
 
 def laid_out(path: str, cells: Iterable[Cell]) -> Iterator[Cell]:
-    """Where each cell lies in a shard that has them in this order; neighbours alike become one."""
+    """The cells of a shard in this order, with their places; neighbours alike become one."""
     last: Cell | None = None
     for cell in cells:
         if last and last.labels == cell.labels:

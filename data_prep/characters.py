@@ -1,4 +1,4 @@
-"""What kinds of characters a text has, counted in one pass over its code points.
+"""Counts the kinds of characters of a text, in one pass over its code points.
 
 counts = count("It rains (often); 1 day in 3.")
 counts.letters, counts.blanks, counts.signs, counts.sentences     # 19, 7, 5, 1
@@ -34,7 +34,7 @@ class Counts(NamedTuple):
 
 
 def count(text: str) -> Counts:
-    """All of them."""
+    """Count the characters of a text by kind."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _kind_of_point().take(points, mode="clip")  # clip: their bounds are not checked
     letters, blanks, signs = (
@@ -49,7 +49,7 @@ def count(text: str) -> Counts:
 
 @cache
 def _kind_of_point() -> npt.NDArray[np.uint8]:
-    """What each code point is [0x110000]."""
+    """The kind of each code point [0x110000]."""
     kinds = np.where(scripts.is_letter(), _LETTER, _OTHER).astype(np.uint8)
     every = "".join(map(chr, range(len(kinds))))
     kinds[[ord(blank) for blank in " \n\t"]] = _BLANK

@@ -1,4 +1,4 @@
-"""Classifiers of text that users bring: fastText's files, and ONNX files of transformers' encoders.
+"""Runs classifiers that users bring: fastText's files, and ONNX files of transformers' encoders.
 
     model = classifier("quality.bin")        # or a folder with model.onnx, or "glotlid"
     model.best(text)                         # ("high", 0.93)
@@ -39,13 +39,13 @@ class Classifier(Protocol):
 
 
 def classifier(name: str | os.PathLike[str]) -> Classifier:
-    """By a file, a folder, or the word `glotlid`. ConfigError where there is no such model."""
+    """The model of a file, a folder, or the word `glotlid`. ConfigError where there is none."""
     files = model_files(name)
     return OnnxModel(files[0]) if files[0].suffix == _ONNX else FastTextModel(files[0])
 
 
 def model_files(name: str | os.PathLike[str]) -> list[Path]:
-    """The model's own file, and after it those that it is read with."""
+    """The model's own file, and after it those that belong to it."""
     path = Path(name)
     if str(name) == GLOTLID and not path.exists():
         return [_glotlid()]
@@ -70,7 +70,7 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def _glotlid() -> Path:
-    """GlotLID's file where Hugging Face's tools keep what they fetch."""
+    """GlotLID's file in the cache of Hugging Face's tools."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:

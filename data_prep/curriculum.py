@@ -1,4 +1,5 @@
-"""The curriculum manifest: which tokens of which shards each stage of a pretraining gets.
+"""Reads and writes the curriculum manifest: the tokens of each shard for each stage of a
+pretraining.
 
 `tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
 data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
@@ -45,9 +46,9 @@ READ = (1, VERSION, VERSION_PACKED, VERSION_STRETCHES)
 class Source:
     """Shards, or stretches of them, in a row that are drawn from as one text.
 
-    folder: what the shards' paths are relative to; held_out: tokens at the end of the row that are
-    never trained on; labels: what all its documents have in common; packed: of text in rows, which
-    a sequence must hold a whole number of.
+    folder: the paths of shards are relative to it; held_out: tokens at the end of the row that are
+    never trained on; labels: those that all its documents share; packed: of text in rows, of which
+    a sequence must hold a whole number.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Source:
         return self.packed.row_length if self.packed else 1
 
     def refusal(self, sequence_length: int) -> str:
-        """Why it cannot be read in sequences of this length, and what is valid; or ""."""
+        """Why it cannot be read in sequences of this length, and valid lengths; or ""."""
         if sequence_length % self.row_length == 0:
             return ""
         return (
@@ -88,7 +89,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same contents wherever they lie; "" where no mark says what they are."""
+        """A hash of the contents, the same in any folder; "" where a shard has no mark."""
         if isinstance(self.shards, ShardStretches) and self.shards.fingerprint:
             return self.shards.fingerprint
         digest = hashlib.blake2b(digest_size=8)
@@ -101,12 +102,12 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """Name and contents, which its order is drawn from; no path but in version 1."""
+        """Name and contents, the seed of its order; no path but in version 1."""
         return f"{self.name}:{self.fingerprint}" if self.fingerprint else self.identity_by_path
 
     @property
     def identity_by_path(self) -> str:
-        """What version 1 knows a source by: its first shard's path there, and its sizes."""
+        """The identity of version 1: its first shard's path there, and its sizes."""
         return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
 
     def as_json(self, kept: CollectedStretches | None = None) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Source:
 
 @dataclass(frozen=True)
 class StageShare:
-    """What one stage takes of a source: `tokens` of its epochs, which go on at place `cursor`."""
+    """A stage's part of a source: `tokens` of its epochs, which go on at place `cursor`."""
 
     source: Source
     tokens: int
@@ -185,7 +186,7 @@ class Curriculum:
     stages: tuple[Stage, ...]
 
     def stage(self, name: str, origin: str) -> Stage:
-        """ConfigError where there is none of that name; `origin` is the file that was read."""
+        """The stage of a name; ConfigError where there is none; `origin` is the file it is from."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -199,7 +200,7 @@ class Curriculum:
 def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) -> list[str]:
     """Names of `sources` that have text of one of `others`.
 
-    How far those were read says nothing about these, so their text may be read again.
+    The progress through those does not apply to these, so their text may be read again.
     """
     sources, others = list(sources), list(others)
     if not (sources and others):  # mostly so; they may have millions of stretches
@@ -209,7 +210,7 @@ def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) 
 
 
 def version_of(sources: Iterable[Source]) -> int:
-    """Of a file that names these sources."""
+    """The version of a file that names these sources."""
     sources = list(sources)
     if any(isinstance(s.shards, ShardStretches) or any(f.of for f in s.shards) for s in sources):
         return VERSION_STRETCHES
@@ -217,12 +218,12 @@ def version_of(sources: Iterable[Source]) -> int:
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many sources, and the first of them."""
+    """The number of sources, and the first of them."""
     return f"{len(names):,} sources ({', '.join(names[:3])}{', …' if names[3:] else ''})"
 
 
 def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:
-    """Write the manifest, there whole or not at all."""
+    """Write the manifest, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = {share.source.name: share.source for s in curriculum.stages for share in s.shares}
@@ -245,9 +246,9 @@ def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:
 def sources_json(
     path: Path, sources: Mapping[str, Source]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """(their rows, what else the manifest `path` must say to have them read).
+    """(their rows, further entries that the manifest `path` needs to read them).
 
-    Writes the file that many stretches stand in.
+    Writes the file of stretches where there are many.
     """
     few = sum(len(source.shards) for source in sources.values()) <= INLINE
     kept = None if few else CollectedStretches()
@@ -256,7 +257,7 @@ def sources_json(
 
 
 def store_of(path: Path, content: Mapping[str, Any]) -> Store | None:
-    """What the rows of a manifest's sources point into, if they do."""
+    """The store of stretches that the rows of a manifest's sources point into, if they do."""
     if "stretches" not in content:
         return None
     return Store.read(path_of(path.parent, content["stretches"]))

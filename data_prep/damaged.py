@@ -2,4 +2,4 @@
 
 
 class DamagedFile(Exception):
-    """A compressed stream ends early or makes no sense; what came before it was handed on."""
+    """A compressed stream ends early or makes no sense; the part before it was handed on."""

@@ -1,15 +1,16 @@
-"""Documents as cleaning writes them and as people bring them: JSONL, plain or compressed, Parquet.
+"""Reads documents as cleaning writes them and as people bring them: JSONL, maybe compressed,
+Parquet.
 
 A document is an object with `text`, maybe `id`, and labels beside them or within `metadata` (as in
 datatrove): `source`, `language`, `domain`, and `quality` and `education` from 0 to 1.
 
     for batch in read(FilePart("a.jsonl.gz", 0, size), {"text": "content"}):
         batch.documents, batch.lines      # typed and checked, and the line (row) each stands in
-        batch.problems                    # what could not be taken, line by line
+        batch.problems                    # lines that could not be read
 
-What is wrong with a line costs that line, what is wrong with a compressed stream its rest. Fields
-that nobody asks for are passed over, whatever is in them; so are `metadata` that is no object, and
-NaN. An `id` that is neither text nor a whole number is the JSON that it is written in.
+A fault of a line costs that line, a fault of a compressed stream its rest. Fields that nobody asks
+for are passed over, whatever their values; so are `metadata` that is no object, and NaN. An `id`
+that is neither text nor a whole number is the JSON that it is written in.
 """
 
 from __future__ import annotations
@@ -83,13 +84,13 @@ class Document(Protocol):
 
 @dataclass
 class DocumentBatch:
-    """Some of a part's documents, and what else stood between them.
+    """Some of a part's documents, and the problems between them.
 
-    lines: of each document, from 1, within the part. positions: of each, the byte of the file, or
-    of what is compressed in it, at which its line begins; or its row, from 0. So they are the same
+    lines: of each document, from 1, within the part. positions: of each, the byte at which its line
+    begins, in the file or in its decompressed stream; or its row, from 0. So they are the same
     however the file is cut into parts. num_lines: of the batch. progress: the share that is read.
-    fields: what else is kept of each document, [] where nothing is; left_out: how many were too
-    large.
+    fields: further kept fields of each document, [] where none are kept; left_out: the number of
+    those that were too large.
     """
 
     documents: list[Document]
@@ -106,7 +107,7 @@ def files_within(folder: str | os.PathLike[str], hidden: bool = False) -> Iterat
     """All files of a folder, in order, links to folders followed; each folder once.
 
     hidden: those too whose names, or whose folders' names within, begin with a dot, as
-    .ipynb_checkpoints and what editors and file systems leave behind.
+    .ipynb_checkpoints and files that editors and file systems leave behind.
     """
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -120,7 +121,7 @@ def files_within(folder: str | os.PathLike[str], hidden: bool = False) -> Iterat
 
 
 def not_read(paths: Iterable[str | os.PathLike[str]], known: tuple[str, ...]) -> str:
-    """Which files of folders are passed over for the ends of their names, for people; or ""."""
+    """Files of folders that are passed over for the ends of their names, for people; or ""."""
     folders = [path for path in paths if os.path.isdir(path)]
     others = [f for folder in folders for f in files_within(folder) if not f.name.endswith(known)]
     if not others:
@@ -132,7 +133,7 @@ def not_read(paths: Iterable[str | os.PathLike[str]], known: tuple[str, ...]) ->
 
 
 def is_splittable(path: str) -> bool:
-    """Whether a part of the file can be read without what comes before it."""
+    """Whether a part of the file can be read without the bytes before it."""
     return not path.endswith((*COMPRESSED, PARQUET))
 
 
@@ -141,8 +142,8 @@ def read(
 ) -> Iterator[DocumentBatch]:
     """The documents of a part, some MB at a time. OSError where the file cannot be read.
 
-    names: what fields are called in the file, where that is not their name in NAMES; keep: which of
-    the others are kept (`kept_fields.py`).
+    names: names of fields in the file, where they are not those of NAMES; keep: which of the others
+    are kept (`kept_fields.py`).
     """
     kind, kept = document_type(names), KeptFields(keep, names)
     if part.path.endswith(PARQUET):
@@ -162,7 +163,7 @@ def document_type(names: Mapping[str, str]) -> Any:
 
 @lru_cache(maxsize=8)
 def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """What each field is called in the file."""
+    """The name of each field in the file."""
     return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
 
 
@@ -209,7 +210,8 @@ def _read_parquet(
 
 @dataclass
 class _Taker:
-    """Lines as documents. A line is bytes of JSON, or a row's values; decode: makes a `kind`."""
+    """Turns lines into documents. A line is bytes of JSON, or a row's values; decode: makes a
+    `kind`."""
 
     decode: Callable[[Any], Any]
     kind: type[msgspec.Struct]
@@ -218,7 +220,7 @@ class _Taker:
     def batch(
         self, lines: list[Any], first_line: int, positions: list[int], progress: float
     ) -> DocumentBatch:
-        """At once where all are as they should be, which is fast, or one by one."""
+        """Take all lines at once where all are sound, which is fast, or one by one."""
         left_out = self.kept.left_out
         batch = self._at_once(lines, first_line, positions)
         if batch is None:
@@ -271,7 +273,7 @@ class _Taker:
             return "missing or wrong field", str(error)
         except UnicodeError as error:
             return "invalid UTF-8", str(error)
-        except Exception as error:  # whatever a field makes of itself, it is this record's
+        except Exception as error:  # of any kind: the fault is this record's
             if wrong := not_utf8(line):
                 return "invalid UTF-8", wrong
             broken = "broken JSON" if isinstance(line, bytes) else "missing or wrong field"
@@ -285,7 +287,7 @@ class _Taker:
 
 
 def not_utf8(line: Any) -> str:
-    """Why the bytes of a line are no text; "" where they are, and for what is no line's bytes.
+    """Why the bytes of a line are no text; "" where they are, and for anything but bytes.
 
     Of a line that msgspec refuses: its releases name this fault by different errors.
     """
@@ -298,7 +300,7 @@ def not_utf8(line: Any) -> str:
 
 
 def _decoded(line: Any, decode: Callable[[Any], Any], kind: type[msgspec.Struct]) -> Any:
-    """A document; where the usual way fails, of the fields that are needed alone."""
+    """A document; where the usual way fails, of the needed fields alone."""
     if isinstance(line, Exception):
         raise line
     try:
@@ -312,7 +314,7 @@ def _decoded(line: Any, decode: Callable[[Any], Any], kind: type[msgspec.Struct]
 
 
 def _loosely(line: bytes) -> Any:
-    """JSON with what Python's reader takes besides (NaN, halves of characters), not too deep."""
+    """JSON with the extensions of Python's reader (NaN, halves of characters), not too deep."""
     text = _shallow(line).decode("utf-8", "surrogateescape")
     return json.loads(text, parse_int=_whole_number)
 
@@ -322,7 +324,7 @@ def _whole_number(digits: str) -> int | str:
 
 
 def _shallow(line: bytes) -> bytes:
-    """The same JSON with null in place of what lies deeper than _DEEPEST levels."""
+    """The same JSON with null in place of values deeper than _DEEPEST levels."""
     depth, kept, parts = 0, 0, []
     for token in _TOKENS.finditer(line):
         brackets = token[0]
@@ -338,7 +340,7 @@ def _shallow(line: bytes) -> bytes:
 
 
 def _of_needed_fields(values: Any, kind: type[msgspec.Struct]) -> Any:
-    """A document of a record's values; what is wrong with one of them is raised."""
+    """A document of a record's values; raises the fault of any of them."""
     if not isinstance(values, dict):
         raise msgspec.ValidationError(f"Expected `object`, got `{type(values).__name__}`")
     called = _called(kind)
@@ -356,7 +358,7 @@ def _of_needed_fields(values: Any, kind: type[msgspec.Struct]) -> Any:
 
 
 def _present(values: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Those with one of the names, without NaN, which is how tables say that a number is absent."""
+    """Values of these names, without NaN, which stands for an absent number in tables."""
     found = {name: values[name] for name in names if name in values}
     return {name: _sound(value) for name, value in found.items() if value == value}
 
@@ -368,7 +370,7 @@ def _labels_of_map(labels: dict[Any, Any], numbers: Sequence[str]) -> dict[Any, 
 
 
 def _sound(value: Any) -> Any:
-    """A value that is needed; what it is not by itself is raised: an error, no text in UTF-8."""
+    """A needed value; raises where it is an error, or no text in UTF-8."""
     if isinstance(value, Exception):
         raise value
     if isinstance(value, bytes):  # tables of old have texts without their kind
@@ -381,7 +383,7 @@ def _sound(value: Any) -> Any:
 
 
 def _id(value: Any) -> str | int | None:
-    """An id in a form that everything can hold: text, or a whole number."""
+    """An id in a form that every file can hold: text, or a whole number."""
     if isinstance(value, Exception) or value is None or value != value:
         return None
     if isinstance(value, bytes):
@@ -394,7 +396,7 @@ def _id(value: Any) -> str | int | None:
 
 
 def _absent(field: str, there: Sequence[str]) -> str:
-    """Which field was looked for, and those that are there."""
+    """The missing field, and those that are there."""
     names = ", ".join(map(shown, there[:_NAMED_FIELDS]))
     some = names + (", …" if len(there) > _NAMED_FIELDS else "")
     return f"no field `{field}`; there are: {some or 'none'}"

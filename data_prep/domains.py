@@ -1,4 +1,4 @@
-"""What kind of text a document is, where nobody said so: code and mathematics show, others do not.
+"""Guesses a document's domain where it has none: code and mathematics show, others do not.
 
 domain_of(text)     # "code", "stem" or None
 is_code_file("a/b/main.rs")
@@ -50,5 +50,5 @@ def domain_of(text: str) -> str | None:
 
 
 def is_code_file(path: str) -> bool:
-    """By the ending of its name."""
+    """Whether the ending of its name is one of source code."""
     return PurePath(path).suffix.lower() in CODE_SUFFIXES

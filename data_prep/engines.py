@@ -84,7 +84,7 @@ class Choice(NamedTuple):
 
 
 def choose(spec: dict[str, Any], wanted: str = AUTO, compare: bool = True) -> Choice:
-    """The fastest engine, or the one that is asked for by name, if its ids are exact.
+    """The fastest engine, or the one named by `wanted`, if its ids are exact.
 
     ConfigError where it is unknown, not installed, or gives other ids than the reference on texts
     that engines disagree on; compare = False leaves out the last.
@@ -119,7 +119,7 @@ def _load(name: str, spec: dict[str, Any], compare: bool) -> Engine:
 
 @contextmanager
 def without_panics() -> Iterator[None]:
-    """What these libraries raise past every `except Exception` comes as a ValueError."""
+    """Turn panics of these libraries, which pass every `except Exception`, into ValueError."""
     try:
         yield
     except BaseException as error:

@@ -1,13 +1,13 @@
-"""Marks of token files: the same contents have the same mark, wherever they lie.
+"""Computes marks of token files: the same contents have the same mark in any folder.
 
 A source is known by its name and the marks of its shards, not by paths. A mark is a hash of a .bin
 file's size and of four of its pages, evenly apart: it costs the same at any size, so that a run can
 look at every file that it opens. A corpus that was tokenized anew in another order or by another
 tokenizer differs in every page; a few tokens changed between the pages of a large file are not
-found, that is what `tools/inspect_shards.py verify` reads all of it for.
+found by it; `tools/inspect_shards.py verify` reads all of the file and finds them.
 
-A file of which documents were removed (`removal.py`) is known by the mark that it had before, as
-long as it is what the removal left: so runs and curricula go on with it.
+A file from which documents were removed (`removal.py`) keeps its earlier mark, as long as it is
+unchanged since the removal: so runs and curricula go on with it.
 
     mark("data/tokens/web")             # of data/tokens/web.bin: 16 hex digits
     marks(["data/tokens/web", …])       # of many, at once
@@ -35,14 +35,14 @@ def mark(prefix: str | os.PathLike[str]) -> str:
         return found
     if found != removed.mark:
         raise ConfigError(
-            f"{prefix}.bin is not what the removal of documents from it left: if it was "
+            f"{prefix}.bin was changed after documents were removed from it: if the removal was "
             "interrupted, `inspect_shards.py remove` ends it; else give back the file"
         )
     return removed.first_mark
 
 
 def mark_of_bytes(prefix: str, ranges: Sequence[tuple[int, int, bytes]] = ()) -> str:
-    """The mark of what PREFIX.bin holds; of what it would hold with some (bytes [start, end), made
+    """The mark of the bytes of PREFIX.bin; or of those after some of them (bytes [start, end), made
     a repetition of these)."""
     path = f"{prefix}.bin"
     try:
@@ -71,7 +71,7 @@ def _fill(page: bytearray, start: int, end: int, filling: bytes) -> None:
 def _removed(prefix: str) -> Removed | None:
     try:
         return at_end(f"{prefix}.idx")
-    except OSError:  # whoever reads the text says so
+    except OSError:  # readers of the text report it
         return None
 
 

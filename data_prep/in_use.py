@@ -1,8 +1,8 @@
-"""Which processes of this machine have files mapped, as whoever reads a shard has its .bin.
+"""Finds processes of this machine that have files mapped, as each reader of a shard has its .bin.
 
     for process in mapping({"/data/tokens/web.bin"}): process.number, process.command, process.path
 
-Linux alone says so, and of processes of others only to root.
+Only Linux tells it, and the processes of other users only to root.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def mapping(paths: Collection[str | os.PathLike[str]]) -> Iterator[Process]:
 
 
 def _unescaped(path: str) -> str:
-    """As the kernel writes newlines in names."""
+    """A path with its newlines, which the kernel escapes."""
     return path.replace("\\012", "\n")

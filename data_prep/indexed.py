@@ -1,6 +1,6 @@
-"""Megatron's IndexedDataset files (PREFIX.bin and PREFIX.idx), read and written with numpy alone.
+"""Reads and writes Megatron's IndexedDataset (PREFIX.bin and PREFIX.idx) with numpy alone.
 
-PREFIX.bin is one stream of token ids; PREFIX.idx says how wide an id is and where documents begin.
+PREFIX.bin is one stream of token ids; PREFIX.idx has the width of an id and documents' beginnings.
 The files are Megatron-LM's byte for byte, so either side reads the other's, here without torch.
 
     with IndexedWriter("runs/data/general", token_dtype(vocab_size)) as writer:
@@ -35,7 +35,7 @@ from data_prep.removed import at_end
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file
 
-_BLOCKS, _BLOCK = 16, 256  # of an index, what is compared on opening: some 80 KB of any
+_BLOCKS, _BLOCK = 16, 256  # parts of an index that are checked on opening: some 80 KB
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
@@ -102,9 +102,9 @@ class IndexedWriter:
         self._lengths.frombytes(sizes.tobytes())
 
     def pack(self, row_length: int, text_R: npt.ArrayLike) -> None:
-        """Say that all tokens are rows of `row_length`, of which the first text_R [rows] are text.
+        """Mark all tokens as rows of `row_length`, of which the first text_R [rows] are text.
 
-        What follows them in a row is filler, which nobody is to be trained on.
+        The tokens after them in a row are filler, which is never trained on.
         """
         texts = np.asarray(text_R, "<i4")
         self._rows = _ROWS.pack(_ROWS_MAGIC, row_length) + texts.tobytes()
@@ -150,10 +150,10 @@ class IndexedReader:
 
     tokens: the stream of ids, [number of tokens], in the dtype of the file; row_length: of the rows
     that they are packed into, 0 where they are not; text_R: of each row the tokens before its
-    filler, int32 [rows]; removed: what was taken out since, None mostly.
-    Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
-    short or no index of tokens, or its borders do not follow each other: on opening that is looked
-    at for up to 4,096 sequences in blocks, evenly spread, for all others when they are asked for.
+    filler, int32 [rows]; removed: documents taken out since, None mostly.
+    Raises ConfigError, with the file and the fault, where the pair is missing, cut short or no
+    index of tokens, or its borders do not follow each other: on opening up to 4,096 sequences are
+    checked, in blocks, evenly spread, and all others when they are read.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -241,7 +241,7 @@ class IndexedReader:
         return _DTYPES[code], num_sequences, num_boundaries
 
     def _has_rows(self, at: int) -> bool:
-        """Whether what follows the columns, from byte `at` on, says how tokens are packed."""
+        """Whether the bytes after the columns, from byte `at` on, describe packed rows."""
         if self._row_bytes < _ROWS.size:
             return False
         with open(f"{self._prefix}.idx", "rb") as file:
@@ -260,7 +260,7 @@ class IndexedReader:
         return row_length, text_R
 
     def _bin_bytes(self) -> int:
-        """What the .bin must measure: where its last sequence begins, and how long that is."""
+        """The size that the .bin must have: the beginning of its last sequence, and its length."""
         if not self._num_sequences:
             return 0
         last = self._num_sequences - 1

@@ -1,4 +1,4 @@
-"""The inventory of a folder of shards: its cells, and what their tokens were made with.
+"""Reads and writes the inventory of a folder of shards: its cells, and their tokenizer.
 
 `inventory.parquet` appears when all shards are whole. It has a row for each cell, in the order of
 their places, and is read column by column and block by block, only as far as it is asked for: at
@@ -161,7 +161,7 @@ class Inventory:
 
 
 def paths(inventory: Inventory) -> list[str]:
-    """Of all shards that have tokens."""
+    """Paths of all shards that have tokens."""
     found: dict[str, None] = {}
     for columns in inventory.columns():
         values, own_N = columns.words["path"]
@@ -189,7 +189,7 @@ def totals(inventory: Inventory, by: Sequence[str]) -> dict[tuple[str, ...], Cou
 
 
 def write_inventory(inventory: Inventory, cells: Iterable[Cell] | None = None) -> None:
-    """Make the shards visible to who reads the folder.
+    """Make the shards visible to readers of the folder.
 
     cells: in the order of their places, where they are too many to be held at once.
     """
@@ -213,7 +213,7 @@ def write_inventory(inventory: Inventory, cells: Iterable[Cell] | None = None) -
 
 
 def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
-    """ConfigError where there is none, or it is not one."""
+    """The inventory of a folder; ConfigError where there is none, or it is not one."""
     folder = Path(folder)
     path = folder / INVENTORY
     if not path.exists() and (folder / INVENTORY_JSON).exists():
@@ -338,7 +338,7 @@ def _ints(values: npt.ArrayLike) -> Int64:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What Arrow says of a file that makes no sense, as a ConfigError."""
+    """Raise Arrow's errors on a file that makes no sense as a ConfigError."""
     try:
         with damage():
             yield

@@ -1,4 +1,4 @@
-"""JSON files of ours: there whole or not at all, with the version of what is in them.
+"""Reads and writes JSON files of ours: there whole or not at all, with the version of the content.
 
 write_json(path, {"version": VERSION, ...})
 content = read_json(path, "the shard is not whole")     # ConfigError, which ends so, where none

@@ -1,16 +1,16 @@
-"""What documents bring besides their text and labels: url, date, licence, whatever else is short.
+"""Keeps fields of documents besides their text and labels: url, date, licence, any that are short.
 
 It stays with the document through cleaning and into the shards' provenance, so that a document can
 be found by it and taken down.
 
-    fields = KeptFields((ALL,), names)              # names: what text, id and labels are called
+    fields = KeptFields((ALL,), names)              # names: of text, id and labels in the file
     fields.of_line(b'{"text": "…", "url": "https://a.b/c"}')      # {"url": "https://a.b/c"}
     note("7", {"url": "https://a.b/c"}); parted(b'7\\xff{"url":"https://a.b/c"}')
 
 Kept are single values: text, numbers, true and false; dates of tables in ISO 8601. Objects, lists
-and what is null, empty or not a number are passed over, whatever is in them, and so is what would
-bring a document's fields over LARGEST_BYTES; url, date and licence come first. Nothing here is an
-error: what a field makes of itself costs that field alone.
+and values that are null, empty or not a number are passed over, and so are those that would bring a
+document's fields over LARGEST_BYTES; url, date and licence come first. Nothing here is an error: a
+fault of a field costs that field alone.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ LARGEST_BYTES = 4096  # of a document's fields as JSON
 FIRST = ("url", "date", "license", "licence")
 _ESCAPED_BYTES = 6  # that a character takes in JSON at most
 _NESTED = (ord("{"), ord("["), ord("n"))  # how an object, a list and null begin
-_WHOLE = range(-(1 << 63), 1 << 64)  # what JSON's encoder takes
+_WHOLE = range(-(1 << 63), 1 << 64)  # integers that JSON's encoder takes
 _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
-_SMALL = 1 << 63  # what any reader of JSON takes
+_SMALL = 1 << 63  # any reader of JSON takes integers below it
 _NUMBER_CHARACTERS = 24
 _SHORT_BYTES = 1 << 20  # of a line whose values are made at once, whatever they are
 _FORMS = 1000  # of objects that are remembered
@@ -53,8 +53,8 @@ def fault_of(keep: Sequence[str]) -> str:
 class KeptFields:
     """Picks the fields that are kept. keep: names, or ALL or NONE alone.
 
-    names: what text, id, labels and metadata are called in the file, where that is not their own
-    name. left_out: how many fields were too large up to now.
+    names: names of text, id, labels and metadata in the file, where they are not their own
+    names. left_out: number of fields that were too large up to now.
     """
 
     def __init__(self, keep: Sequence[str], names: Mapping[str, str]) -> None:
@@ -76,7 +76,7 @@ class KeptFields:
         return named and name not in (self._within if within else self._beside)
 
     def of_line(self, line: bytes, loosely: Callable[[bytes], Any]) -> dict[str, Scalar]:
-        """The fields of a line of JSON. loosely: reads what is not JSON to the letter."""
+        """The fields of a line of JSON. loosely: reads lines that are not strict JSON."""
         try:
             if len(line) <= _SHORT_BYTES and type(values := _decode(line)) is dict:
                 quick = self._quickly(values)
@@ -140,7 +140,7 @@ class KeptFields:
         return self.of_row(values) if isinstance(values, dict) else {}
 
     def _read(self, raw: msgspec.Raw) -> Any:
-        """The value; of what is nested, or longer than can be kept, nothing."""
+        """The value; None of one that is nested, or longer than can be kept."""
         if _first(raw) in _NESTED:
             return None
         if len(memoryview(raw)) > _ESCAPED_BYTES * LARGEST_BYTES:
@@ -196,7 +196,7 @@ def note(name: str, fields: Mapping[str, Scalar]) -> bytes:
 
 
 def notes(names: Iterable[str], fields: Sequence[Mapping[str, Scalar]]) -> list[bytes]:
-    """Of each document; fields: [documents], or none where nothing is kept."""
+    """The notes of documents; fields: [documents], or none where nothing is kept."""
     if not fields:
         return [name.encode() for name in names]
     return [note(name, brought) for name, brought in zip(names, fields, strict=True)]
@@ -207,7 +207,7 @@ def _first(raw: msgspec.Raw) -> int:
 
 
 def _read(raw: msgspec.Raw) -> Any:
-    """The value; of a text that is none of JSON's what it may mean."""
+    """The value; of a text that is no strict JSON its probable meaning."""
     try:
         return msgspec.json.decode(raw)
     except _FAULTS:
@@ -219,7 +219,7 @@ def _read(raw: msgspec.Raw) -> Any:
 
 
 def _text(value: str) -> str:
-    """Without halves of characters and bytes that are none of UTF-8, which nothing can write."""
+    """The text without halves of characters and bytes that are none of UTF-8."""
     return value if value.isascii() else value.encode(errors="backslashreplace").decode()
 
 

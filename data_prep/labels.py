@@ -1,4 +1,5 @@
-"""What a document is labelled with, and which of it keeps cells of shards apart.
+"""The labels of a document, and those that keep the cells of shards apart.
+
 
     labels = Labels("fineweb", "eng_Latn", "web", level(0.8), level(None), length(5000))
     labels.folder  # source=fineweb/language=eng_Latn/domain=web/quality=high/education=…/length=…
@@ -42,7 +43,7 @@ class Labels(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """A relative path of its own for each combination, whatever the labels are made of."""
+        """A relative path of its own for each combination, with any characters in its labels."""
         parts = [f"{name}={_file_name(value)}" for name, value in self._asdict().items()]
         return "/".join(parts)
 
@@ -88,5 +89,5 @@ def length(tokens: int) -> str:
 
 
 def _file_name(value: str) -> str:
-    """The label as part of a path; as in a URL, what some path cannot hold becomes %XX."""
+    """The label as part of a path; as in a URL, characters that no path holds become %XX."""
     return re.sub(r'[\x00-\x1f\x7f"%*/:<=>?\\|]', lambda match: quote(match[0], safe=""), value)

@@ -1,4 +1,4 @@
-"""Which of Qwen3's 119 languages a text is written in; `und` for any other, and for no language.
+"""Identifies which of Qwen3's 119 languages a text is written in; `und` for any other, or none.
 
     identify = Identifier()                        # or ModelIdentifier("lid.bin")
     identify("Deus crezê il mont")                 # "fur_Latn"
@@ -31,7 +31,7 @@ from data_prep.languages import LANGUAGES, UNKNOWN, code_of
 from megatron_qwen3.config import ConfigError
 
 FEWEST_LETTERS = 12  # below, nothing is said
-SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
+SAMPLE = 600  # characters read at the beginning, in the middle and at the end
 # HeLI's scores are mean negative log-likelihoods. Between the best two languages they differ by
 # more than this in nine of ten articles of the Universal Declaration of Human Rights in 55 of the
 # 60 languages that it has a model of, and by less in most articles in those that it lacks.
@@ -44,7 +44,7 @@ _MODEL_SURE = 0.5
 
 
 class IdentifyLanguage(Protocol):
-    """What names the language of a text by one of the codes in languages.csv, or `und`."""
+    """Names the language of a text by one of the codes in languages.csv, or `und`."""
 
     def __call__(self, text: str) -> str: ...
 
@@ -102,7 +102,7 @@ class Identifier:
 
 class ModelIdentifier:
     """A user's model (`classifiers.py`) in place of the combination; its labels are any names of
-    languages. GlotLID names Chinese without its script, which then the characters say."""
+    languages. GlotLID names Chinese without its script, which the characters then decide."""
 
     def __init__(self, file: str | os.PathLike[str], sample: int = SAMPLE) -> None:
         self._model, self._sample = classifier(file), sample
@@ -132,7 +132,7 @@ def _malay_or_indonesian(sample: str) -> str:
         raise needs("language identification", "pycld2") from None
     try:
         found = pycld2.detect(sample, isPlainText=True, bestEffort=True)[2]
-    except pycld2.error:  # what it does not take for valid text
+    except pycld2.error:  # text that it takes for invalid
         return "ind_Latn"
     return "zsm_Latn" if found[0][1] == "ms" else "ind_Latn"
 

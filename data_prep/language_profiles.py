@@ -1,4 +1,4 @@
-"""Letter n-grams that tell languages apart for which the language identifier has no model.
+"""Tells languages apart by letter n-grams where the language identifier has no model.
 
 A naive Bayes classifier over hashed runs of one to five letters, counted in the translations of
 the Universal Declaration of Human Rights: some 2,000 words of each language. That is little, but

@@ -1,6 +1,6 @@
-"""Qwen3's 119 languages (languages.csv) and how other names for them map to their codes.
+"""Lists Qwen3's 119 languages (languages.csv), and maps other names for them to their codes.
 
-LANGUAGES["swh_Latn"].letters_per_word      # 5.3: what is usual, for filters
+LANGUAGES["swh_Latn"].letters_per_word      # 5.3: the usual one, for filters
 code_of("sw"), code_of("swa"), code_of("swh_Latn"), code_of("sqi")   # by any common name
 """
 
@@ -14,7 +14,8 @@ from typing import Final
 
 UNKNOWN: Final = "und"  # ISO 639-3's code for an undetermined language
 
-# What a library that names only the larger language means by it: the member most written. Evidence
+# The meaning of a name in libraries that know only the larger language: the member most written.
+# Evidence
 # of another one comes before (language_id.py).
 _MAIN_MEMBER = {
     "ara": "arb_Arab",  # Standard Arabic for Arabic
@@ -76,7 +77,7 @@ def code_of(name: str) -> str:
 
 
 def as_typed(name: str) -> str:
-    """The code for a language as people write it, de, DE or deu-Latn; what is none as it is."""
+    """The code for a language as people write it, de, DE or deu-Latn; other words unchanged."""
     codes = map(code_of, (name, name.replace("-", "_"), name.lower()))
     return next((code for code in codes if code != UNKNOWN), name)
 

@@ -1,13 +1,13 @@
-"""Lines of a file or of a part of it, here or elsewhere (`remote.py`), plain or compressed, at
-constant memory.
+"""Reads lines of a file or of a part of it, here or elsewhere (`remote.py`), plain or compressed,
+at constant memory.
 
     for lines, progress in blocks("a.jsonl.gz", 0, size, longest_line=1 << 26):
         ...                          # some MB of lines without their newlines; share that is read
 
 A line belongs to the part in which it begins, so parts that cover a file give each line once.
 
-What a few compressed bytes become is handed on in pieces, whatever that may be: memory is a few
-blocks and, of zstd, the window that a file was compressed with (`zstd --long=31`: 2 GiB).
+A few compressed bytes that expand to many are handed on in pieces: memory is a few blocks and, of
+zstd, the window that a file was compressed with (`zstd --long=31`: 2 GiB).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _lines(pieces: Iterator[bytes], longest_line: int) -> Iterator[list[bytes]]:
     is_cut, damage = False, None
     try:
         for piece in pieces:
-            if is_cut:  # forget what else belongs to this line
+            if is_cut:  # drop the rest of this line
                 _, newline, piece = piece.partition(b"\n")
                 is_cut = not newline
             waiting.append(piece)
@@ -153,7 +153,7 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 def _frame(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
     """A frame's bytes in pieces that become at most BLOCK_BYTES each: some whole blocks (RFC 8878,
-    section 3.1.1). Four bytes may stand for 128 KiB, so their number says nothing."""
+    section 3.1.1). Four bytes may stand for 128 KiB, so their number tells nothing of memory."""
     if magic != b"\x28\xb5\x2f\xfd":
         raise DamagedFile("it is not compressed by zstd")
     descriptor = _exactly(file, 1)

@@ -1,4 +1,4 @@
-"""Signatures by which near-duplicates find each other, at tens of MB of text per CPU second.
+"""Computes signatures by which near-duplicates are found, at tens of MB of text per CPU second.
 
 A text is the set of its runs of `ngram` units (`units.py`). One-permutation hashing (Li, Owen,
 Zhang 2012) reads a MinHash signature off a single hash of each run: the range of the hash is cut
@@ -46,7 +46,7 @@ class Signing:
         return self.bands * self.rows
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with it, one line each."""
+        """Faults of the settings, one line each."""
         for name, value in vars(self).items():
             if value < 1:
                 yield f"signatures.{name} = {value}; valid: 1 or more"

@@ -1,4 +1,4 @@
-"""One form for each text, so that equal texts are equal bytes, without touching what is said.
+"""Brings each text into one form, so that equal texts are equal bytes, and keeps its content.
 
     normalize("Ame\u0301lie\r\n\x07 said\u200b: &amp;lt;b&gt;")   # 'Amélie\n said: <b>'
 
@@ -39,8 +39,8 @@ def normalize(text: str, is_code: bool = False) -> str:
     text = unicodedata.normalize("NFC", _REMOVED.sub("", text))
     if is_code:
         return text.strip("\n")
-    # An expression that looks at each character is run only where it would find something; what
-    # trails at the very end goes with `strip`.
+    # An expression that looks at each character runs only where it would match; blanks at the very
+    # end go with `strip`.
     if any(line and line[-1] in _BLANKS for line in text.split("\n")):
         text = _TRAILING.sub("", text)
     if "\n\n\n" in text:

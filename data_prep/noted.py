@@ -1,4 +1,4 @@
-"""What a shard notes of a document: its id, and the fields that it brought.
+"""Reads a shard's note on a document: its id, and its kept fields.
 
 name, fields = parted(note)         # of kept_fields.note
 """

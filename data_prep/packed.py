@@ -1,12 +1,12 @@
-"""Documents laid out in rows of one length, so that none is cut that fits into a row.
+"""Lays documents out in rows of one length, so that none is cut that fits into a row.
 
     pieces, rows = lay_out(lengths_N, row_length=32768)
     pieces.document_P[k], pieces.first_P[k], pieces.length_P[k]     # which tokens stand there
 
-A document that is longer than a row fills whole rows, one after another; what is left of it is
+A document that is longer than a row fills whole rows, one after another; its rest is
 packed like a document of that length. Best fit, longest first, over all documents that are given:
 those of 16 to 32 thousand tokens leave a third of a row of 32,768, which shorter ones must fill.
-What stays empty at the end of a row is filler, a piece of its own. Rows come in the order of their
+The empty places at the end of a row are filler, a piece of its own. Rows come in the order of their
 longest documents' numbers, so at random where documents are numbered so.
 
 Legend: N documents, P pieces in the order of the rows, R rows.
@@ -28,10 +28,10 @@ SHORTEST_ROW = 2  # a row's last place is never trained
 
 
 class Packed(NamedTuple):
-    """What is known of text in rows.
+    """Counts of text in rows.
 
     row_length: in tokens; filler: tokens of all rows that are no text; texts: tokens by the length
-    that a text has in its row (`labels.LENGTHS`), {} where nobody says.
+    that a text has in its row (`labels.LENGTHS`), {} where these are unknown.
     """
 
     row_length: int
@@ -47,7 +47,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of_all(cls, parts: Sequence[Packed]) -> Packed:
-        """Of parts that have rows of the same length, together."""
+        """The sum of parts that have rows of the same length."""
         texts: dict[str, int] = {}
         for part in parts:
             for length, tokens in part.texts.items():

@@ -1,10 +1,10 @@
-"""Rows of Parquet as plain values, some MB at a time, however far a file expands.
+"""Reads rows of Parquet as plain values, some MB at a time, however far a file expands.
 
     with ParquetTable(path, longest=1 << 26) as table:        # bytes that a row may have
         table.names                                    # of all columns
         for rows in table.rows(table.labelled("metadata", ["language"]) + ["text"]): ...
 
-Only the columns that are asked for are read: nothing in another one can matter. A kilobyte of
+Only the wanted columns are read: no other one can do harm. A kilobyte of
 Parquet can stand for gigabytes (one long text, and a number that says that it comes again). So
 texts stay numbers of entries of a dictionary, as they lie in the file, until their lengths are
 known.
@@ -122,7 +122,7 @@ class ParquetTable:
 
 
 def _source(path: str) -> Any:
-    """What Arrow can open: it takes names in UTF-8 alone."""
+    """A path or file that Arrow can open: it takes names in UTF-8 alone."""
     if is_url(path):
         return opened(path)
     try:
@@ -176,7 +176,7 @@ def _values(batch: Any) -> list[Any]:
         return list(batch.to_pylist())
     except (MemoryError, OSError):
         raise
-    except Exception:  # what no value of Python can hold: then cell by cell
+    except Exception:  # a value that Python cannot hold: then cell by cell
         names, columns = batch.schema.names, batch.columns
         return [
             {name: _value(column[k]) for name, column in zip(names, columns, strict=True)}
@@ -222,7 +222,7 @@ def _texts() -> tuple[Any, ...]:
 
 @contextmanager
 def damage() -> Iterator[None]:
-    """Arrow's words for a file that makes no sense, as one exception."""
+    """Raise Arrow's errors on a file that makes no sense as one exception."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""Passages that a text has in common with evaluation data: 13 units, or tokens, in a row.
+"""Finds passages that a text has in common with evaluation data: 13 units, or tokens, in a row.
 
 A passage is a run of 13 units (Brown et al. 2020, appendix C), 26 in items written without spaces.
 Units leave out case, punctuation and spacing, so a question is found however it was typeset, and
@@ -42,7 +42,8 @@ class Item(NamedTuple):
 
 
 class PassageIndex(NamedTuple):
-    """Passages of one length. hashes: uint64 [N], ascending; items: int64 [N], which it is of."""
+    """Passages of one length. hashes: uint64 [N], ascending; items: int64 [N], index of each one's
+    item."""
 
     size: int
     hashes: Hashes
@@ -52,9 +53,9 @@ class PassageIndex(NamedTuple):
 class Passages:
     """All passages of the files, read when first asked for and in each process anew.
 
-    run: units, or tokens of `tokenizer` where it is given. most_in_common: a passage that more than
-    this many items have says nothing about any: "Put the answer into a box" is no question of
-    theirs. None leaves none out.
+    run: units, or tokens of `tokenizer` where it is given. most_in_common: a passage that more
+    items have is no sign of any: "Put the answer into a box" is no question of theirs. None leaves
+    none out.
     """
 
     def __init__(

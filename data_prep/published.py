@@ -1,9 +1,9 @@
-"""Qwen3's published tokenizer, rebuilt from the ranked tokens that Qwen distributes on PyPI.
+"""Rebuilds Qwen3's published tokenizer from the ranked tokens that Qwen distributes on PyPI.
 
 The Python package `dashscope` (Apache-2.0) carries them in tiktoken's form: one token and its rank
 a line. The published tokenizer.json holds the same tokens with the merge that makes each; merges
 are found again by merging a token's bytes with the lower ranks alone until two parts are left.
-This gives the exact tokenizer to who cannot reach the model's own files.
+This gives the exact tokenizer to users who cannot reach the model's own files.
 
     python -m pip install --no-deps dashscope
     save(ranks_file(), "runs/tokenizer")  # tokenizer.json, byte for byte the published one
@@ -28,7 +28,7 @@ PACKAGE = "dashscope"
 
 
 def ranks_file() -> Path:
-    """Where the installed package keeps the ranked tokens; ConfigError if it is not installed."""
+    """The installed package's file of ranked tokens; ConfigError if it is not installed."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise ConfigError(f"{PACKAGE} is not installed: python -m pip install --no-deps {PACKAGE}")
@@ -57,7 +57,7 @@ def _model(rank_of: dict[bytes, int]) -> models.BPE:
 
 
 def _halves(token: bytes, rank_of: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge makes this one: what BPE leaves of it without its own merge."""
+    """The two tokens whose merge makes this one: the result of BPE without that merge."""
     parts = [token[k : k + 1] for k in range(len(token))]
     while len(parts) > 2:
         pairs = [left + right for left, right in zip(parts, parts[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Whether a document reads like text somebody wrote: rules per language, and two heuristics.
+"""Judges whether a document reads like text somebody wrote: rules per language, two heuristics.
 
     judged = judge(text, split(text), "deu_Latn")
     judged.fault                  # "repeated lines", the first rule that it breaks, or None
@@ -7,11 +7,11 @@
 The rules are those of Gopher (Rae et al. 2021, appendix A.1.1: quality and repetition) and FineWeb
 (Penedo et al. 2024, section 3.6), counted in units (units.py). So they hold where words are not
 separated by spaces; twice as many characters stand for as many words there. A word's usual length
-is the language's (languages.csv). What is too much of each is data (bounds.py).
+is the language's (languages.csv). Bounds are data (bounds.py).
 
 `education` orders the documents of a language by signs of exposition: varied words, long ones,
-sentences of moderate length, figures, and the punctuation of definitions and asides. It knows
-nothing of what a text says; for that give a classifier. Both scores are heuristics that nobody held
+sentences of moderate length, figures, and the punctuation of definitions and asides. It does not
+judge content, which takes a classifier. Both scores are heuristics that nobody held
 against people's judgement, comparable within a language, hardly between languages.
 """
 
@@ -135,7 +135,7 @@ def _is_bullet(line: str) -> bool:
 
 
 def _repetition(lines: list[str], units: Units, scale: int, bounds: ProseBounds) -> Iterator[Rule]:
-    """Gopher's table A1: what share of a text its own repetitions are."""
+    """Gopher's table A1: the shares of a text that repeat."""
     again: list[str] = []
     if len(set(lines)) < len(lines):
         seen: set[str] = set()
@@ -172,7 +172,7 @@ def _education(units: Units, usual: float, counts: Counts) -> float:
 
 
 def _distinct(hashes: Hashes) -> int:
-    """How many different ones there are."""
+    """Number of different ones."""
     ordered = np.sort(hashes)
     return min(1, len(hashes)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
 

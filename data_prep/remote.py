@@ -1,4 +1,4 @@
-"""Files that lie elsewhere, by URLs that fsspec knows: s3://, gs://, hf://, https:// and others.
+"""Opens files that lie elsewhere, by fsspec's URLs: s3://, gs://, hf://, https:// and others.
 
     if is_url(path): ...
     with opened("s3://bucket/web/00001.jsonl.zst") as file: ...    # a file of this machine as well
@@ -145,7 +145,7 @@ def _system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """What fsspec and its packages say, in one line that names the place."""
+    """Raise errors of fsspec and its packages in one line that names the place."""
     try:
         yield
     except (ConfigError, MemoryError):
@@ -166,7 +166,7 @@ def _errors(url: str) -> Iterator[None]:
 
 
 def _state(about: dict[str, Any]) -> int:
-    """What a listing says of a file's contents and age, as one number."""
+    """A listing's values on a file's contents and age, as one number."""
     said = [name for name in _STATES if about.get(name) is not None]
     said = said or [name for name in _OTHERS if about.get(name) is not None]
     told = {name: str(about[name]) for name in said}

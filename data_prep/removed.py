@@ -1,7 +1,7 @@
-"""Documents that were taken out of a shard: where they lay, and how the shard is known since.
+"""Records documents that were taken out of a shard: their places, and the shard's marks.
 
-Their tokens are written over by `<|endoftext|>` and nobody is trained on these, so that everything
-else stays where it is (`removal.py`). What a reader must know of it stands at the end of
+Their tokens are written over by `<|endoftext|>`, which no run trains on, so that everything else
+stays where it is (`removal.py`). The record for readers stands at the end of
 PREFIX.idx: Megatron-LM reads the file as before, releases of this project that know no removals
 refuse it.
 
@@ -29,8 +29,8 @@ _RANGE_BYTES = 16
 
 
 class Removed(NamedTuple):
-    """first_mark: of the .bin as it was written, by which runs and curricula know it; mark: of what
-    it is now; ranges: int64 [K, 2], [first, last) tokens, ascending and apart."""
+    """first_mark: of the .bin as it was written, by which runs and curricula know it; mark: of its
+    present bytes; ranges: int64 [K, 2], [first, last) tokens, ascending and apart."""
 
     first_mark: str
     mark: str
@@ -43,7 +43,7 @@ class Removed(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the record in the file."""
+        """Size of the record in the file."""
         return _RANGE_BYTES * len(self.ranges) + _END.size
 
     def within(self, first: int, last: int) -> list[tuple[int, int]]:

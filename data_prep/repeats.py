@@ -1,4 +1,4 @@
-"""Runs of units that a text has more than once: Gopher's measures of repetition, of growing length.
+"""Measures how much of a text repeats: Gopher's shares of repeated runs of units.
 
     repeats = Repeats(split(text))
     repeats.top_share(2)     # letters in the most frequent run of two units
@@ -96,7 +96,7 @@ class Repeats:
         self._size = size
 
     def _leave(self, groups: RepeatGroups) -> None:
-        """Only the places of these groups."""
+        """Keep only the places of these groups."""
         kept = np.sort(groups.members)
         self._places, self._runs = self._places[kept], self._runs[kept]
 
@@ -104,8 +104,8 @@ class Repeats:
 def _equal(runs: Hashes) -> RepeatGroups | None:
     """Groups of equal numbers; None where all are different.
 
-    Numbers are sorted alone, five times as fast as with their indices: these stand in the lowest
-    bits, and what of a number they hide is compared afterwards.
+    Numbers are sorted alone, five times as fast as with their indices: these replace the lowest
+    bits, and the replaced bits are compared afterwards.
     """
     bits = np.uint64(max(1, len(runs).bit_length()))
     keys = np.sort((runs >> bits << bits) | np.arange(len(runs), dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""Which writing systems a text uses, counted in letters, and what they alone say of its language.
+"""Counts the letters of a text by writing system, and names languages that have their own.
 
     census("Привет, world")                       # {"CYRILLIC": 6, "LATIN": 5}
     language_of_script("เครื่องบิน", census(...))      # "tha_Thai"
@@ -68,7 +68,7 @@ def count_letters(text: str) -> int:
 
 
 def language_of_script(text: str, letters: dict[str, int]) -> str | None:
-    """The language, where the script says it; None where several share it, or none is known."""
+    """The language that the script belongs to; None where several share it, or none is known."""
     kana, han = letters.get("HIRAGANA", 0), letters.get("CJK", 0)
     if kana + han and next(iter(letters)) in ("HIRAGANA", "CJK"):
         return "jpn_Jpan" if kana > _KANA_IN_JAPANESE * (kana + han) else _chinese(text, han)
@@ -83,7 +83,7 @@ def _chinese(text: str, han: int) -> str:
 
 def chinese_script(text: str) -> str:
     """Hans or Hant."""
-    # What only one national character set has: mainland China's GB 2312, Taiwan's Big5.
+    # Characters that only one national set has: mainland China's GB 2312, Taiwan's Big5.
     characters = "".join(c for c in text if c >= "\u2e80")
     outside_gb = len(characters) - len(characters.encode("gb2312", "ignore").decode("gb2312"))
     outside_big5 = len(characters) - len(characters.encode("big5", "ignore").decode("big5"))
@@ -98,7 +98,7 @@ def is_letter() -> npt.NDArray[np.bool_]:
 
 @cache
 def _script_of_point() -> npt.NDArray[np.uint8]:
-    """Index into _SCRIPTS of each code point [0x110000]; 0 for what is no letter."""
+    """Index into _SCRIPTS of each code point [0x110000]; 0 for code points that are no letters."""
     number = {name: k for k, name in enumerate(_SCRIPTS)}
     scripts = np.zeros(0x110000, np.uint8)
     for point in range(0x20000):

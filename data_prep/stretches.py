@@ -1,9 +1,9 @@
-"""Which stretches of which files a source is made of: a few as they are, many read when asked for.
+"""Stores the stretches of files that a source consists of: a few as rows, many in a mapped file.
 
 A source of tens of trillions of tokens is a list of stretches of tens of thousands of files, a
 curriculum has thousands of such sources. Beyond INLINE stretches they stand beside the manifest
-that names them, in one file that is mapped into memory: who opens a curriculum pays for its
-sources, and who reads a source for its own stretches.
+that names them, in one file that is mapped into memory: opening a curriculum costs a little for
+each source, and reading a source costs its own stretches.
 
     store = Store.read(path)
     source.shards = ShardStretches(store, first, count, tokens, fingerprint)
@@ -74,7 +74,7 @@ class ShardFile(NamedTuple):
         return shard
 
     def as_row(self) -> list[Any]:
-        """For JSON, without what is usual."""
+        """The row for JSON, without usual values."""
         if self.of:
             return list(self)
         return list(self[:3]) if self.mark else list(self[:2])
@@ -97,7 +97,8 @@ class Store:
 
     @classmethod
     def read(cls, path: Path) -> Store:
-        """ConfigError where the file is missing, cut short or none, or says what cannot be."""
+        """Raises ConfigError where the file is missing, cut short or none, or contradicts
+        itself."""
         try:
             size = os.stat(path).st_size
             with open(path, "rb") as file:
@@ -122,14 +123,14 @@ class Store:
         return cls(stretches, listed, listed.outside())
 
     def used_by(self, parts: Iterable[ShardStretches]) -> npt.NDArray[np.bool_]:
-        """Which files any of these have a stretch of: bool [files]."""
+        """Whether any of these have a stretch of each file: bool [files]."""
         used = np.zeros(len(self.files), np.bool_)
         for part in parts:
             used[part.rows["file"]] = True
         return used
 
     def listed(self, used: npt.NDArray[np.bool_]) -> Iterator[File]:
-        """Those files."""
+        """The used files."""
         return compress(self.files, used.tolist())
 
 
@@ -141,7 +142,7 @@ class _MappedFiles(Sequence[File]):
         self._ends, self._paths = data[ends_at:paths_at].view("<u8"), data[paths_at:]
 
     def fault(self) -> str:
-        """Why the paths are none, or ""."""
+        """The fault of the paths, or ""."""
         last = int(self._ends[-1]) if len(self._ends) else 0
         if last != len(self._paths) or np.any(self._ends[1:] < self._ends[:-1]):
             return "its paths do not follow each other"
@@ -172,7 +173,8 @@ class _MappedFiles(Sequence[File]):
 
 
 def _fault_of_rows(rows: npt.NDArray[Any], tokens_F: npt.NDArray[np.uint64]) -> str:
-    """Which row is no stretch of a file, or "". Block by block, as there may be millions."""
+    """The first row that is no stretch of a file, or "". Goes block by block: there may be
+    millions."""
     for first in range(0, len(rows), _BLOCK_ROWS):
         some = rows[first : first + _BLOCK_ROWS]
         if len(wrong := np.flatnonzero(some["file"] >= len(tokens_F))):
@@ -211,7 +213,8 @@ class ShardStretches(Sequence[ShardFile]):
 
     @classmethod
     def of_row(cls, store: Store, row: Mapping[str, Any], is_within: bool) -> ShardStretches:
-        """Of a manifest's row; is_within as in ShardFile. ValueError where it lies."""
+        """The stretches of a manifest's row; is_within as in ShardFile. ValueError where it
+        lies."""
         first, count = row["stretches"]
         if not 0 <= first < first + count <= len(store.rows):
             raise ValueError(f"stretches {first} to {first + count} of {len(store.rows)}")
@@ -258,7 +261,7 @@ def ends_of(shards: Sequence[ShardFile]) -> Sequence[int]:
 
 
 class Known:
-    """Text that some stretches are of, however they are cut."""
+    """Text that some stretches have, however they are cut."""
 
     def __init__(self, shards: Iterable[ShardFile]) -> None:
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -278,7 +281,7 @@ class Known:
             self._firsts[mark] = list(accumulate(starts, min))[::-1]
 
     def has(self, shard: ShardFile) -> bool:
-        """Whether some of it is known; of what has no mark by its path."""
+        """Whether some of it is known; by its path where it has no mark."""
         if shard.mark in self._ends:
             n = bisect_right(self._ends[shard.mark], shard.start)
             firsts = self._firsts[shard.mark]
@@ -296,7 +299,7 @@ class CollectedStretches:
         self._numbers: dict[int, npt.NDArray[np.int64]] = {}  # by id of a store, of its files
 
     def add(self, shards: Sequence[ShardFile]) -> list[int]:
-        """[first, count] of where they come to lie."""
+        """Take them; [first, count] of their places."""
         first, self._count = self._count, self._count + len(shards)
         self._parts.append(
             self._of_store(shards) if isinstance(shards, ShardStretches) else self._of(shards)
@@ -304,7 +307,7 @@ class CollectedStretches:
         return [first, len(shards)]
 
     def write(self, folder: Path, stem: str) -> str:
-        """The name of the file, which lies in `folder`."""
+        """Write the file to `folder`, and return its name."""
         files = sorted(self._files)  # so that those of a folder are neighbours
         rows = np.concatenate(self._parts)
         rank = np.empty(len(files), np.uint32)
@@ -347,14 +350,14 @@ class CollectedStretches:
 
 
 def path_of(folder: Path, name: object) -> Path:
-    """Where the file lies that a manifest in `folder` names. ValueError where that is none."""
+    """The path of the file that a manifest in `folder` names. ValueError where that is no name."""
     if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(SUFFIX):
         raise ValueError(f"{name!r:.60} is no name of a file of stretches beside it")
     return folder / name
 
 
 def remove_others(folder: Path, stem: str, name: str) -> None:
-    """The files of earlier manifests of this name, but those that another one still names."""
+    """Remove files of earlier manifests of this name, but those that another one still names."""
     found = folder.glob(f"{escape(stem)}-{'[0-9a-f]' * 16}{SUFFIX}")
     if others := [path for path in found if path.name != name]:
         named = {end for path in folder.glob("*.json") for end in _ENDS.findall(path.read_bytes())}

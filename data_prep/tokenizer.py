@@ -1,4 +1,4 @@
-"""Qwen's kind of tokenizer: trained on any corpus, applied to documents.
+"""Trains Qwen's kind of tokenizer on any corpus, and applies it to documents.
 
 Byte-level BPE as in Qwen2 and Qwen3 (NFC, Qwen's split pattern, no prefix space, 26 control tokens
 after the BPE ids), so that a small tokenizer trained here and the published one share all the code.
@@ -42,7 +42,7 @@ MARKUP_TOKENS = (  # 151657 to 151668: single ids too, but kept when decoding sk
 )
 # fmt: on
 _LONGEST_WORD = 1000  # characters; no word of a language is as long
-# What SPLIT_PATTERN takes for one word, in terms of Python's: letters, blanks, anything else.
+# A word of SPLIT_PATTERN in terms of Python's: letters, blanks, anything else.
 _LONG_WORD, _HALF_OF_ONE = (
     re.compile(rf"[^\W\d_]{{{size}}}|\s{{{size}}}|(?:_|[^\w\s]){{{size}}}")
     for size in (_LONGEST_WORD, _LONGEST_WORD // 2)
@@ -81,7 +81,7 @@ def _without_long_words(text: str) -> list[str]:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """ConfigError where it is too small."""
+    """Raise ConfigError where it is too small."""
     if vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(
             f"vocab_size = {vocab_size} is less than the 256 bytes and the control tokens; "
@@ -116,7 +116,7 @@ def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 
 
 class DocumentTokenizer:
-    """Documents to ids. What looks like a control token in a document's text stays text.
+    """Turns documents into ids. Text of a document that looks like a control token stays text.
 
     engine: one of engines.ENGINES, or "auto" for the fastest that is exact; `engine_note` says why
     a faster one was not taken. compare = False trusts an engine that another process compared.

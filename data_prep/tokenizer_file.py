@@ -1,12 +1,12 @@
-"""A tokenizer.json as this project reads it: `parse(path)`, and what its parts say.
+"""Reads a tokenizer.json: `parse(path)`, and checks of its parts.
 
     cut_note("data/tokenizer")         # "… asks for truncation to 512 tokens; …", or ""
     token_bytes("data/tokenizer")      # UTF-8 bytes per id, for bits per byte
 
-Hugging Face keeps two habits of whoever saved the file in it: `truncation`, which cuts every text,
+Hugging Face saves two settings of the tokenizer's user in it: `truncation`, which cuts every text,
 and `padding`, which fills it up. Neither belongs to a vocabulary, and in training text, samples and
-comparisons both do harm without a word. Copies of the file stay as they are: who encodes by one
-reads it by `tokenizer_trust.read`. No tokenizer is made here.
+comparisons both do harm unnoticed. Copies of the file stay as they are; code that encodes reads it
+by `tokenizer_trust.read`. No tokenizer is made here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tokenizer_json(path: str | os.PathLike[str]) -> Path:
 
 
 def cut_note(path: str | os.PathLike[str]) -> str:
-    """What a run says of a truncation or padding that it leaves aside, or ""."""
+    """A run's note on a truncation or padding that it leaves aside, or ""."""
     file = tokenizer_json(path)
     spec = parse(file)
     asked = []
@@ -50,7 +50,7 @@ def cut_note(path: str | os.PathLike[str]) -> str:
 
 
 def check_byte_level(spec: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """ConfigError where the tokens are no strings of bytes, a character for each."""
+    """Raise ConfigError where the tokens are no strings of bytes, a character for each."""
     file = tokenizer_json(path)
     model = spec.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":

@@ -1,10 +1,10 @@
-"""A tokenizer.json of a stranger: texts stay whole, and none explodes.
+"""Reads a stranger's tokenizer.json so that texts stay whole, and none explodes.
 
-    spec = read("data/tokenizer")      # as an object, without what would cut or fill a text
+    spec = read("data/tokenizer")      # as an object, without truncation and padding
 
-Such a file can make one character a million, or be a pattern on which a search does not end: the
-first is found by what its normalizer may do, the second by trying patterns that are not the known
-ones on awkward texts, in another process that has a minute.
+Such a file can make one character a million, or have a pattern on which a search does not end. The
+first is found by the growth that its normalizer allows, the second by trying unknown patterns on
+awkward texts, in another process that has a minute.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ tokenizer = tokenizers.Tokenizer.from_str(spec)
 for text in texts:
     tokenizer.encode(text, add_special_tokens=False)
 """
-_TRIAL_BYTES = 4 << 30  # of addresses, beside what the file's own size lets expect
+_TRIAL_BYTES = 4 << 30  # of addresses, beside those for the file's own size
 _TRIAL_TEXTS = [
     *(chr(point) * 2000 for point in range(32, 127)),
     *(chr(point) * 60 + "!" for point in range(32, 127)),
@@ -115,7 +115,7 @@ def _try_patterns(spec: dict[str, Any], file: Path) -> None:
 
 @lru_cache(maxsize=4)
 def _trial(spec: str) -> str:
-    """What is wrong with the patterns of a tokenizer, or ""."""
+    """The fault of a tokenizer's patterns, or ""."""
     command, given = [sys.executable, "-P", "-c", _TRIAL], json.dumps([spec, _TRIAL_TEXTS])
     command.append(str(_TRIAL_BYTES + 64 * len(spec)))
     try:

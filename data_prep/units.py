@@ -1,4 +1,5 @@
-"""Text as a sequence of hashed units: what repetition, near-duplicates and contamination count in.
+"""Splits text into hashed units, in which repetition, near-duplicates and contamination are
+counted.
 
 A unit is a word in lower case (letters, digits and marks between anything else), or a single
 character in scripts written without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan). So the
@@ -157,7 +158,8 @@ def _weights() -> Hashes:
 
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
-    """What each code point is, [0x110000]."""
+    """The kind of each code point, [0x110000]."""
+
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
     for point in range(0x20000):  # no letters with spaces between words lie beyond
         if unicodedata.category(chr(point))[0] in "LNM":

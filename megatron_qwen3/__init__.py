@@ -1,9 +1,9 @@
 """Qwen3 training on megatron-core: from raw text to an aligned model in Hugging Face format.
 
 Start reading at `train.py` (the command line) and `settings.py` (everything that can be set).
-This file imports nothing that takes time, so that reading a configuration never loads torch. It is
-the one place that says, before anything else is imported, what this process trusts: no pickle with
-code in it, and no module that lies in the folder it was started in.
+This file imports nothing that takes time, so that reading a configuration never loads torch. Before
+anything else is imported it limits what Python trusts in this process: torch loads no pickle that
+has code in it, and no module is imported from the folder in which the process was started.
 """
 
 import os
@@ -19,13 +19,13 @@ def _trust_no_pickle() -> None:
 
 
 def _trust_no_folder() -> None:
-    """Take the caller's folder out of the path that `python -m` put it into.
+    """Take the caller's folder off the path, where `python -m` puts it.
 
     A file transformers.py beside a downloaded model would be imported from there. A checkout that
-    is the caller's folder stays, and what PYTHONPATH names in full; so does everything where
-    another program imports this package.
+    is the caller's folder stays on the path, and so do folders that PYTHONPATH names in full.
+    Nothing changes where another program imports this package.
     """
-    if sys.argv[:1] != ["-m"]:  # what it is while `python -m` imports the packages around a module
+    if sys.argv[:1] != ["-m"]:  # as it is while `python -m` imports the packages around a module
         return
     checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
@@ -33,7 +33,7 @@ def _trust_no_folder() -> None:
     except OSError:  # the folder is gone
         here = ""
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    first = 0 if sys.flags.safe_path else 1  # before it is what nobody asked for
+    first = 0 if sys.flags.safe_path else 1  # Python itself adds the entry before it
     kept = [
         path
         for place, path in enumerate(sys.path)

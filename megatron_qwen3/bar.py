@@ -1,14 +1,14 @@
-"""How far a command is, on standard error: a bar in a terminal, a line now and then elsewhere.
+"""Shows how far a command is, on standard error: a bar in a terminal, elsewhere a line at times.
 
     with Bar("answers", 5000) as bar:
         bar.advance(8)
         bar.say("note: an answer is empty")
     with Bar("", input_bytes, in_megabytes) as bar:
         bar.skip(done_before)                        # by an earlier run
-        bar.stage("tokenizing", ticks, share_bytes)  # of all, where what is counted changes
+        bar.stage("tokenizing", ticks, share_bytes)  # of all, where other things are counted
         bar.advance(1000)                            # of this stage's ticks
 
-The time left is that of the whole, at the rate of what was done here.
+The time left is that of the whole, at the rate at which this process has worked so far.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def in_megabytes(done: float, total: float, rate: float) -> str:
 
 
 class Bar:
-    """Of `total` things to do, which `told` puts into words. is_shown: False on other ranks."""
+    """Progress through `total` things; `told` puts it into words. is_shown: False on other
+    ranks."""
 
     def __init__(
         self,
@@ -62,12 +63,12 @@ class Bar:
         self._task = self._bar.add_task(shown(title), total=self._total, now="")
 
     def stage(self, title: str, ticks: int, share: float) -> None:
-        """What `advance` counts from here on: `ticks` are worth `share` of the total."""
+        """Let `advance` count other things from here on: `ticks` are worth `share` of the total."""
         self._title, self._scale = title, share / max(1, ticks)
         self.advance(0)
 
     def advance(self, ticks: float = 1) -> None:
-        """So much more is done."""
+        """Count so many more ticks as done."""
         self._done += ticks * self._scale
         title, now = self._title, self._now()
         self._bar.update(self._task, completed=self._done, description=shown(title), now=now)
@@ -77,12 +78,12 @@ class Bar:
             self.say(f"{title}  {min(1.0, self._done / self._total):4.0%}  {now}")
 
     def skip(self, share: float) -> None:
-        """An earlier run did this much: it says nothing about the time that the rest takes."""
+        """Count a share that an earlier run did; the time left is not estimated from it."""
         self._done += share
         self._skipped += share
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line of its own, above the bar."""
         self._console.print(plain(line), markup=False, soft_wrap=True)
 
     def _now(self) -> str:

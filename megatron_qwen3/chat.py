@@ -1,6 +1,6 @@
-"""Qwen3's chat format: conversations to text, to tokens with a loss mask, and answers taken apart.
+"""Renders conversations in Qwen3's chat format, to text and to tokens, and takes answers apart.
 
-A conversation is a list of messages in OpenAI's form; the text is what Qwen3's published template
+A conversation is a list of messages in OpenAI's form; the text is the one that Qwen3's template
 renders. It is written twice, here for training and in chat_template.jinja for exported models
 (`chat_template.py`); a test holds the two together. No torch, so that data preparation can use it.
 
@@ -14,8 +14,8 @@ A message has a `role` (system, user, assistant, tool) and `content`; the assist
 stand in the content before `</think>`. A tool's may say whose call it answers: results follow each
 other in the order of the calls, so the text does not. No other field may say anything.
 A *query* is a user message that is not a tool's result. Turns before the last query are *history*:
-their reasoning is not shown. So adding a message changes the text before it, and what the model
-has to emit is known to the renderer alone: masks from prefixes of a conversation would be wrong.
+their reasoning is not shown. So adding a message changes the text before it, and only the renderer
+knows which tokens the model has to emit: masks from prefixes of a conversation would be wrong.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ SOFT_SWITCH = re.compile(r"(?:(?<![A-Za-z0-9_<./:-])/think|/no_think)(?![A-Za-z0
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the text: `<|im_start|>`, what is given, what the model emits, `<|im_end|>`."""
+    """One turn of the text: `<|im_start|>`, the given part, the model's part, `<|im_end|>`."""
 
     given: str
     emitted: str | None = None  # None where the model has no part in the turn
     history: bool = False  # before the last query
     closed: bool = True  # False where the model goes on
-    results: tuple[tuple[int, int], ...] = ()  # begin and end in the body of what each tool said
+    results: tuple[tuple[int, int], ...] = ()  # begin and end of each tool's words in the body
 
     @property
     def body(self) -> str:
@@ -86,11 +86,12 @@ def render(
     add_generation_prompt: bool = False,
     enable_thinking: bool = True,
 ) -> str:
-    """The text of a conversation, to the character what the published template renders.
+    """The text of a conversation, equal in every character to that of the published template.
 
-    Like that, it leaves out messages of other roles and content that is not text. ChatError where
-    the template fails: no message at all, a first system message without text, a tool call without
-    arguments. enable_thinking=False ends a generation prompt with an empty think block.
+    As the template does, it leaves out messages of other roles and content that is not text. Raises
+    ChatError where the template fails: no message at all, a first system message without text, a
+    tool call without arguments. enable_thinking=False ends a generation prompt with an empty think
+    block.
     """
     turns = turns_of(messages, tools, enable_thinking)
     text = "".join(turn.text for turn in turns)
@@ -101,9 +102,9 @@ class ChatTokenizer:
     """A tokenizer of Qwen's kind (`data_prep.tokenizer.load`) that reads and writes conversations.
 
     Only the format opens and closes turns: a control token such as `<|im_end|>` in the text of a
-    message stays text, so nobody who wrote a part of the data can end a turn or open another. In
-    what a tool says the tags of MARKUP stay text, too: it cannot end its block, nor think or call
-    in the model's place. The published template lets them, as `control_tokens_in_text=True` does.
+    message stays text, so nobody who wrote a part of the data can end a turn or open another. The
+    tags of MARKUP stay text in a tool's result, too: it cannot end its block, nor think or call in
+    the model's place. The published template lets them, as `control_tokens_in_text=True` does.
     Elsewhere tags are tokens: content may carry calls, results and thinking already written out.
     """
 
@@ -130,15 +131,15 @@ class ChatTokenizer:
     ) -> EncodedChat:
         """Token ids of the whole conversation, and for each whether it is trained.
 
-        Trained is what the model must emit when it generates: of each assistant turn what follows
-        the header, up to and with `<|im_end|>`, where generation stops; the newline after it comes
-        with the next turn. With enable_thinking=False the empty think block is part of the prompt;
-        otherwise, also under /no_think, the model emits it. train_history=False leaves out the
-        assistant's turns before the last query: they stand there without the thinking that the
-        model has to emit (see `split_by_query`).
+        The model is trained on the tokens that it must emit when it generates: in each assistant
+        turn those after the header, up to and with `<|im_end|>`, where generation stops; the
+        newline after it comes with the next turn. With enable_thinking=False the empty think block
+        is part of the prompt; otherwise, also under /no_think, the model emits it.
+        train_history=False leaves out the assistant's turns before the last query: they stand there
+        without the thinking that the model has to emit (see `split_by_query`).
 
         The ids are those of the whole text. A token that joins the prompt's last newline with line
-        ends that the answer begins with is not trained: the model is never asked for it.
+        ends at the beginning of the answer is not trained: generation never asks for it.
         """
         ids: list[int] = []
         trained: list[bool] = []
@@ -162,7 +163,7 @@ class ChatTokenizer:
         return [index for turn in turns for index in self.encode_turn(turn)[0]]
 
     def encode_turn(self, turn: Turn) -> tuple[list[int], list[int]]:
-        """Its ids, and for each the character of the turn's body where it begins (-1: outside)."""
+        """The turn's ids, and for each the character of its body where it begins (-1: outside)."""
         ids, starts = [self.turn_start], [-1]
         for begin, text, is_result in turn.stretches:
             tokenizer = self._of_tools if is_result else self._tokenizer
@@ -175,16 +176,16 @@ class ChatTokenizer:
         return ids, starts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, with the tags of MARKUP and what opens and closes turns."""
+        """The text of ids, with the tags of MARKUP and the tokens that open and close turns."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
     def _of_tools(self) -> tokenizers.Tokenizer:
-        """For what tools say, in which no tag is one."""
+        """The tokenizer of tools' results, in which no tag is a token."""
         return self._published if self._lets_all else _without(self._published, ())
 
     def cut(self, text: str, most: int) -> str:
-        """The beginning of what a tool says that `most` tokens give, at a character's end."""
+        """The beginning of a tool's result that `most` tokens give, up to a character's end."""
         encoded = self._of_tools.encode(text, add_special_tokens=False)
         return text if len(encoded.ids) <= most else text[: encoded.offsets[most - 1][1]]
 
@@ -192,7 +193,7 @@ class ChatTokenizer:
 def split_thinking(text: str) -> tuple[str, str]:
     """(thinking, answer) of generated text, without the newlines between the tags and them.
 
-    The answer is what follows the last `</think>`, as in the history of the next turn. Without
+    The answer is the text after the last `</think>`, as in the history of the next turn. Without
     that tag everything after `<think>` is thinking that was cut off, and without either tag all is
     answer. Given back as `reasoning_content` and `content`, the two render to the same text.
     """
@@ -205,9 +206,9 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def soft_switch(messages: Sequence[Message]) -> bool | None:
-    """What the last /think (True) or /no_think (False) asks for; None where there is neither.
+    """The mode that the last switch sets: /think (True), /no_think (False), None without either.
 
-    They count in what system and users say, and not in tools' results.
+    Switches count in messages of system and users, and not in tools' results.
     """
     texts = [_content(m) for m in messages if m.get("role") == "system" or _is_query(m)]
     text = "\n".join(texts)
@@ -216,7 +217,7 @@ def soft_switch(messages: Sequence[Message]) -> bool | None:
 
 
 def thinks(messages: Sequence[Message], enable_thinking: bool = True) -> bool:
-    """Whether the next answer is to have thinking; enable_thinking=False is above all flags."""
+    """Whether the next answer is to have thinking; enable_thinking=False overrules all switches."""
     return enable_thinking and soft_switch(messages) is not False
 
 
@@ -236,7 +237,7 @@ def split_by_query(messages: Sequence[Message]) -> list[Sequence[Message]]:
 def turns_of(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, enable_thinking: bool
 ) -> Iterator[Turn]:
-    """The turns whose texts, end to end, are what `render` gives; ChatError as there."""
+    """The turns, whose texts end to end are the text of `render`; raises ChatError as it does."""
     if not messages:
         raise ChatError("a conversation needs at least one message")
     if tools or messages[0].get("role") == "system":
@@ -257,8 +258,8 @@ def turns_of(
 def turns_to_train(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, enable_thinking: bool
 ) -> list[Turn]:
-    """The turns of a conversation; ChatError where rendering it would leave something out, or a
-    prompt that ends with an empty think block be answered by thinking."""
+    """The turns of a conversation. Raises ChatError where the text would lack something that the
+    messages have, or where an answer with thinking would follow an empty think block."""
     check(messages, tools)
     turns = list(turns_of(messages, tools, enable_thinking))
     for turn in turns:
@@ -288,7 +289,7 @@ def _assistant_turn(message: Message, history: bool, is_last: bool, enable_think
 
 
 def reasoning_and_content(message: Message) -> tuple[str, str]:
-    """What an assistant's message has of both, as the template takes it apart."""
+    """Reasoning and content of an assistant's message, as the template takes it apart."""
     content = _content(message)
     for name in REASONING:
         if isinstance(reasoning := message.get(name), str):
@@ -316,7 +317,7 @@ def _tool_call(call: Any) -> str:
 
 
 def _results_turn(messages: Iterable[Message]) -> Turn:
-    """What tools said, each in a block of its own, with the line ends around it."""
+    """The turn of tools' results, each in a block of its own, with the line ends around it."""
     given, places = "user", []
     for message in messages:
         said = f"\n{_content(message)}\n"
@@ -345,7 +346,7 @@ def _first_system_text(first: Message, tools: Sequence[Mapping[str, Any]] | None
 
 
 def _last_query(messages: Sequence[Message]) -> int:
-    """Index of the last query; where there is none the last message, so all is history."""
+    """Index of the last query; of the last message where there is none, so that all is history."""
     queries = [k for k, message in enumerate(messages) if _is_query(message)]
     return queries[-1] if queries else len(messages) - 1
 
@@ -375,7 +376,7 @@ def _json(value: Any) -> str:
 
 
 def _without(tokenizer: tokenizers.Tokenizer, kept: Sequence[str]) -> tokenizers.Tokenizer:
-    """A copy with the same ids that cuts no added token out of a text but those that are kept."""
+    """A copy with the same ids, which cuts only the kept ones of its added tokens out of a text."""
     spec = json.loads(tokenizer.to_str())
     for token in spec["added_tokens"]:
         token["special"] = token["content"] not in kept

@@ -1,9 +1,9 @@
-"""What a message may say: what rendering a conversation passes over in silence is an error here.
+"""Checks messages: everything that a rendered text would leave out in silence is an error here.
 
     check(messages, tools)      # ChatError names the message and the field
 
 A template leaves out roles, fields and contents that it does not know; a model would then be
-trained on half of a conversation. `chat.py` renders, and asks this first.
+trained on half of a conversation. `chat.py` renders, and calls `check` first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ChatError(ValueError):
 
 
 def check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
-    """What rendering passes over in silence, or fails on, is an error in data: ChatError."""
+    """Raise ChatError for anything that rendering would leave out, or fail on."""
     if tools and not (_is_list(tools) and all(isinstance(tool, Mapping) for tool in tools)):
         raise ChatError(f"tools are not a list of tables: {tools!r:.80}")
     for k, message in enumerate(messages):
@@ -61,7 +61,7 @@ def check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
 
 
 def _is_plain(message: Any) -> bool:
-    """Whether it is a message as most are, of which nothing more need be asked: that is fast."""
+    """Whether it is a message of the usual form, which needs no further checks; this is fast."""
     return (
         type(message) is dict
         and message.keys() == _PLAIN

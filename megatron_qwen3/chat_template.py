@@ -1,4 +1,4 @@
-"""Qwen3's chat template for other programs: the file beside this module, and where it has to be.
+"""Writes Qwen3's chat template, which lies beside this module, where other programs look for it.
 
     write_chat_template("runs/export")  # into a tokenizer folder of Hugging Face's form
 

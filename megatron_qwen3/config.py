@@ -1,12 +1,12 @@
-"""The configuration of a run, read in layers.
+"""Reads the configuration of a run, in layers.
 
     config = load(["examples/stages/pretrain_1_general.toml", "examples/models/qwen3_8b.toml"],
                   ["optim.lr=2e-4"])
 
-Defaults < the model preset < what a curriculum was made with (`made_with.py`) < files from left to
+Defaults < the model preset < the tokenizer of a curriculum (`made_with.py`) < files from left to
 right < key=value. A later file replaces a list (`data.sources`) as a whole. Everything wrong is a
-`ConfigError` that says where it stands and what would be right. `python -m megatron_qwen3.config`
-prints every setting (`settings.py`) with its default. Nothing here imports torch.
+`ConfigError` that names the place and the valid values. `python -m megatron_qwen3.config` prints
+every setting (`settings.py`) with its default. Nothing here imports torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,8 +75,8 @@ def load(
 ) -> Config:
     """The validated configuration of TOML files and key=value pairs; a run's folder is its file.
 
-    any_length: how long the run is changes nothing, and nothing has to say so: it has one step.
-    ConfigError: a file cannot be read, a key is unknown, or values are wrong or do not go together.
+    any_length: the length of the run does not matter and need not be given: it has one step.
+    Raises ConfigError if a file cannot be read, a key is unknown, or values are wrong or conflict.
     """
     layers = [*map(_read_layer, paths)]
     layers += [("command line", _read_override(override)) for override in overrides]
@@ -100,7 +100,7 @@ def load(
 def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """(files, key=value pairs) of a command line, each in order.
 
-    A path may have = in it; what stands before the = of a pair has no slash.
+    A path may have = in it; the name before the = of a pair has no slash.
     """
     files: list[str] = []
     pairs: list[str] = []
@@ -111,7 +111,7 @@ def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def validate(config: Config, given: Iterable[str] = ()) -> None:
-    """`ConfigError` with every fault that can be seen without the world size.
+    """Raise `ConfigError` with every fault that can be seen without the world size.
 
     given: names of settings that were set, if only to their defaults.
     """
@@ -128,7 +128,7 @@ def _read_layer(given: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def _check_presets(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """ConfigError where one model's settings come after another's."""
+    """Raise ConfigError where one model's settings come after another's."""
     presets = {origin: layer[_PRESET] for origin, layer in layers if layer.get(_PRESET)}
     for (before, first), (after, second) in pairwise(presets.items()):
         if second != first:

@@ -1,4 +1,4 @@
-"""How many cores this process may use: `cores()`, for every default number of processes.
+"""Counts the cores that this process may use: `cores()`, the default for numbers of processes.
 
 A machine's cores are often shared: a container has a quota of them, a SLURM job a part, a process
 an affinity. The least of these counts. Nothing here imports torch.

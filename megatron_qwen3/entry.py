@@ -1,15 +1,15 @@
-"""How every command of this project begins, so that no terminal, pipe or log file can end it.
+"""Begins every command of this project so that no terminal, pipe or log file can end it.
 
     given = entry.parse(parser, arguments)      # where settings may stand after options
     if __name__ == "__main__":
         entry.run(main)                         # exits with the status that main returns
 
-What a command prints is for people; what it does must not depend on whether they can read it. A
-reader of a pipe may leave, a terminal close, a disk that holds the log be full, a stream be closed
-from the start or of an encoding (ASCII, ISO-8859-1) that lacks a character. What cannot be written
-is then dropped, or spelled as \\u2192, and the command goes on. Where standard output is what the
-command is for, and no log, a full disk below it is status 1 in the end. Ranks share one standard
-error: a line reaches it whole, by one write. Nothing here imports torch.
+A command prints for people; its work must not depend on whether they can read it. A reader of a
+pipe may leave, a terminal close, a disk that holds the log be full, a stream be closed from the
+start or of an encoding (ASCII, ISO-8859-1) that lacks a character. Text that cannot be written is
+then dropped, or spelled as \\u2192, and the command goes on. Where standard output is the command's
+result, and no log, a full disk below it is status 1 in the end. Ranks share one standard error: a
+line reaches it whole, by one write. Nothing here imports torch.
 """
 
 import argparse
@@ -32,8 +32,8 @@ _PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream do
 def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     """Call `main` with streams that hold, and exit with its status.
 
-    Ctrl-C that `main` does not take is one line and status 130.
-    Where it `prints_results`, with 1 if some of them are lost and nobody chose not to read them.
+    Ctrl-C that `main` does not handle is one line and status 130. A `main` that `prints_results`
+    has status 1 if some of them are lost, unless their reader chose to leave.
     """
     _open_closed_descriptors()
     output = _Steady(1, "w", closefd=False)
@@ -56,7 +56,7 @@ class TypedSetting(str):
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was typed; `settings` may stand after options, too, where argparse takes none."""
+    """The parsed arguments; `settings` may stand after options, too, where argparse takes none."""
     given, rest = parser.parse_known_args(arguments)
     unknown = rest if "settings" not in given else [word for word in rest if word.startswith("-")]
     if unknown:
@@ -70,7 +70,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 
 def _open_closed_descriptors() -> None:
-    """Else the next file that is opened would be 1 or 2, and be written to by who prints."""
+    """Open 0, 1 and 2 on /dev/null where they are closed: the next file opened would be one of them
+    and receive what others print."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -94,7 +95,7 @@ def _steady(stream: "io.TextIOWrapper | object | None", raw: "_Steady") -> io.Te
 
 
 class _Steady(io.FileIO):
-    """A file descriptor; bytes that it does not take are gone. lost: why, in one line."""
+    """A file descriptor that drops the bytes it cannot write. lost: the cause, in one line."""
 
     lost = ""
 

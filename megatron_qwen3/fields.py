@@ -1,4 +1,4 @@
-"""How a setting is declared: a field of a frozen dataclass, with its help and its rule.
+"""Declares settings: each is a field of a frozen dataclass, with its help and its rule.
 
     @dataclass(frozen=True)
     class TrainConfig:

@@ -1,11 +1,11 @@
-"""Names of Hugging Face's hub, as `Qwen/Qwen3-8B`, and the copies of them on this machine.
+"""Finds this machine's copy of a model or tokenizer that is named as on Hugging Face's hub.
 
     folder_of("Qwen/Qwen3-8B", "tokenizer.json")  # its snapshot in the hub's cache
     folder_of("data/tokenizer", "tokenizer.json")  # a folder is itself
     tokenizer_folder(config.data.tokenizer)        # errors name the setting
 
 Nothing is fetched: a machine that trains often reaches no network, and a run must not change with
-what lies on the hub. Where there is no copy the error says how to get one.
+the contents of the hub. Where there is no copy the error names the command that fetches one.
 """
 
 import os
@@ -25,7 +25,7 @@ def is_id(name: str) -> bool:
 def folder_of(name: str, file: str) -> Path:
     """The folder `name`, or the copy of that name that has `file`.
 
-    ConfigError where there is none.
+    Raises ConfigError where there is none.
     """
     if not is_id(name):
         return Path(name)
@@ -42,7 +42,7 @@ def tokenizer_folder(named: str, setting: str = "data.tokenizer") -> Path:
     """The folder of the tokenizer that `setting` names: itself, that of its file, or the copy of a
     name on the hub.
 
-    ConfigError where there is none on this machine: the setting, and how to get one.
+    Raises ConfigError where this machine has none; it names the setting, and how to get a copy.
     """
     try:
         where = folder_of(named, "tokenizer.json")
@@ -62,13 +62,13 @@ def place(name: str) -> Path:
 
 
 def cache() -> Path:
-    """Where Hugging Face's own programs keep what they fetch."""
+    """The folder in which Hugging Face's own programs keep downloaded files."""
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
 def _snapshots(folder: Path) -> list[Path]:
-    """What `main` names first, where it is known, then the others, the newest before."""
+    """The snapshot that `main` names first, where it is known, then the others, newest first."""
     named = folder / "refs" / "main"
     try:
         main = named.read_text(encoding="utf-8").strip() if named.is_file() else ""

@@ -1,8 +1,8 @@
-"""Which rank this process is, as its launcher says: torchrun, or srun with examples/slurm/rank.sh.
+"""Reads this process's rank from its launcher: torchrun, or srun with examples/slurm/rank.sh.
 
-    launcher.check()                       # ConfigError where the environment says half of it
+    launcher.check()                       # ConfigError where variables are missing
     launcher.rank(), launcher.local_rank(), launcher.world_size()  # 0, 0 and 1 without a launcher
-    launcher.tell(f"error: {error}")       # one rank of each machine says what is wrong there
+    launcher.tell(f"error: {error}")       # one rank of each machine prints the error there
 
 Nothing here imports torch.
 """
@@ -31,15 +31,15 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Among the ranks of this machine: the number of its GPU, too."""
+    """The rank among those of this machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def tell(message: str) -> None:
     """Print an error: rank 0's as it is, with its host from the first rank of another machine.
 
-    What is wrong may be wrong on one machine alone. It may be the environment itself. torchrun,
-    which lets a long traceback of its own follow, has it once more at its end.
+    The error may concern one machine alone, or the environment itself. torchrun, which prints a
+    long traceback of its own afterwards, repeats the message at its end.
     """
     record(message)
     if os.environ.get("RANK", "0") == "0":
@@ -49,7 +49,7 @@ def tell(message: str) -> None:
 
 
 def record(message: str) -> None:
-    """Leave torchrun the cause of a failure, where it looks for it; the format is torch's."""
+    """Write the cause of a failure where torchrun looks for it; the format is torch's."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": shown_lines(message), "timestamp": str(int(time.time()))}
         content = {"message": {"message": shown_lines(message), "extraInfo": extra}}
@@ -58,7 +58,7 @@ def record(message: str) -> None:
 
 
 def check() -> None:
-    """ConfigError where RANK and WORLD_SIZE do not go together, or lack a place to meet."""
+    """Raise ConfigError where RANK and WORLD_SIZE conflict, or have no address to meet at."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         if not os.environ.get(name, "0").isdecimal():
             raise ConfigError(f"{name} = {os.environ[name]!r} is not a whole number; {_WHO}")

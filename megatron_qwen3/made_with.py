@@ -1,12 +1,11 @@
-"""What a run takes over from the curriculum that feeds it: the tokenizer that its tokens were made
-with, and how many of them there are.
+"""Takes over the tokenizer, and the number of its tokens, with which a run's curriculum was made.
 
     defaults("data/curriculum.json")
     # {"data.tokenizer": "data/tokens/tokenizer", "model.vocab_size": 32000}
 
-A run that says nothing of them has a model of as many tokens, bits per byte, and an export that
-text can be generated from. What the command line, files or a run's folder say holds. Nothing here
-imports torch.
+A run that does not set them has a model of as many tokens, reports bits per byte, and exports a
+model that generates text. Values from the command line, files or a run's folder take precedence.
+Nothing here imports torch.
 """
 
 import json
@@ -21,7 +20,7 @@ _QWEN_TOKENS, _QWEN_ROWS = range(151_643, 151_937), 151_936
 
 
 def defaults(curriculum: str) -> dict[str, Any]:
-    """By the names of settings; {} where there is no such file: whoever needs it says so."""
+    """Values by names of settings; {} where there is no such file, which its reader reports."""
     path = Path(curriculum)
     try:
         content = json.loads(path.read_bytes())
@@ -35,7 +34,7 @@ def defaults(curriculum: str) -> dict[str, Any]:
 
 
 def rows(tokens: int) -> int:
-    """Of the embedding of a model with so many tokens."""
+    """Rows of the embedding of a model with so many tokens."""
     if tokens in _QWEN_TOKENS:
         return _QWEN_ROWS
     return -(-tokens // _MULTIPLE) * _MULTIPLE

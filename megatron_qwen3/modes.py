@@ -1,10 +1,10 @@
-"""Which settings belong to which mode, so that none is read by a loop that does not know it.
+"""Says which settings belong to which mode, so that none is given to a loop that ignores it.
 
     belongs("sft.loss", "pretrain")          # False
     faults("sft", ["data.curriculum"])       # one line, with the way out
     head_of("reward")                        # "scalar"
 
-`config.load` asks of everything that files and the command line set. No torch here.
+`config.load` checks every setting of files and of the command line. No torch here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,7 +84,7 @@ def _alone(name: str) -> str:
 
 
 def _words(mode: str) -> dict[str, str]:
-    """What a mode trains on, and what it does not train on."""
+    """Names of the settings of a mode's data: trained on, and held out."""
     words = {"trained_on": f"[[{mode}.sources]]", "held_out": f"{mode}.held_out"}
     if belongs("rollouts", mode):
         words = {"trained_on": "[[rollouts.tasks]]", "held_out": "rollouts.held_out"}

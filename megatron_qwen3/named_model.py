@@ -1,8 +1,8 @@
-"""The model that --model names: a size, a TOML file, a config.json, a name of the hub.
+"""Finds the model that --model names: a size, a TOML file, a config.json, a name of the hub.
 
     named_model("235b-a22b"); named_model("Qwen/Qwen3-8B"); named_model("exports/mine")
 
-What Qwen has published is known without its files. Nothing here imports torch.
+Qwen's published models are known without their files. Nothing here imports torch.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _QWEN = "qwen/"
 
 
 def named_model(name: str) -> ModelConfig:
-    """ConfigError, which says what it may be, where it is none of these."""
+    """The model's settings. Raises ConfigError, with the valid kinds, for any other name."""
     path = Path(name)
     if name.endswith(".toml") or (path / SETTINGS_FILE).is_file():
         return settings.load([name], any_length=True).model
@@ -38,7 +38,7 @@ def named_model(name: str) -> ModelConfig:
 
 
 def _preset(name: str) -> str:
-    """The preset of a size, or of what Qwen calls it; "" for none."""
+    """The preset of a size, or of a name that Qwen uses; "" for none."""
     short = name.lower().removeprefix(_QWEN)
     for preset in (short, short.removesuffix("-base"), f"qwen3-{short}"):
         if preset in PRESETS:

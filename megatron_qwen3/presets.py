@@ -42,7 +42,7 @@ _ROWS: Final[dict[str, tuple[ModelValue, ...]]] = {
 }
 # fmt: on
 
-# What all sizes share. rope_theta is that of the released models; the first two stages of
+# Values of all sizes. rope_theta is that of the released models; the first two stages of
 # pretraining run at 10,000 and set it themselves.
 _COMMON: Final[dict[str, ModelValue]] = {
     "rope_theta": 1e6,

@@ -1,4 +1,4 @@
-"""What can be set: one frozen dataclass per TOML table, with the rule and the help of every field.
+"""Every setting: one frozen dataclass per TOML table, with the rule and the help of every field.
 
 This is the only place where a setting is named, described and given its default; the command line,
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
@@ -26,7 +26,7 @@ from megatron_qwen3.settings_rope import RopeConfig
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is run, and where its folder is."""
+    """The mode of the run, and its folder."""
 
     mode: str = setting(
         "pretrain",
@@ -82,7 +82,7 @@ class ModelConfig:
     tie_embeddings: bool = setting(False, "the output layer is the embedding")
     head: str = setting(
         "vocabulary",
-        "what the last layer gives of each position: logits of all tokens, or one number, as a "
+        "output of the last layer at each position: logits of all tokens, or one number, as a "
         "reward model does; run.mode decides",
         choices=("vocabulary", "scalar"),
     )
@@ -111,7 +111,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How ranks share the model; what is left of the world size is data parallel."""
+    """How ranks share the model; the ranks that remain are data parallel."""
 
     tensor: int = setting(1, "ranks that split each matrix", at_least=1)
     pipeline: int = setting(1, "ranks that split the layers", at_least=1)
@@ -155,7 +155,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The mixture that is trained on: a stage of a curriculum, or sources named here."""
+    """The mixture of the training data: a stage of a curriculum, or sources named here."""
 
     sequence_length: int = setting(4096, "tokens of one sequence", at_least=1)
     tokenizer: str = setting("", "tokenizer folder or tokenizer.json; needed for bits per byte")
@@ -170,7 +170,7 @@ class DataConfig:
     )
     sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
     curriculum: str = setting("", "file that mq3 data mix wrote, in place of sources")
-    stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")
+    stage: str = setting("", "stage of the curriculum; its held-out share replaces held_out")
     reset_at_documents: bool = setting(
         False,
         "documents that share a sequence are kept apart: none sees another, positions count anew, "
@@ -181,7 +181,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, and in what portions. Exactly one of tokens and steps is set."""
+    """The run's length and the sizes of its batches. Exactly one of tokens and steps is set."""
 
     tokens: int = setting(0, "tokens of the stage", at_least=0)
     steps: int = setting(0, "optimizer steps of the stage", at_least=0)
@@ -260,7 +260,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is saved, and what a run starts from."""
+    """When checkpoints are saved, which are kept, and the weights that a run starts from."""
 
     every_steps: int = setting(0, "steps between checkpoints; 0 is only at the end", at_least=0)
     at_end: bool = setting(True, "save after the last step; false is for runs that only measure")
@@ -279,14 +279,14 @@ class CheckpointConfig:
     resume: bool = setting(True, "go on from the newest checkpoint of the run folder")
     verify: str = setting(
         "full",
-        "what is looked at before a checkpoint is loaded: checksums, or the files' sizes alone",
+        "check of a checkpoint before it is loaded: checksums, or the files' sizes alone",
         choices=("full", "sizes"),
     )
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What is done about bad batches, hangs and slow ranks. A spike is a step above its median."""
+    """The answer to bad batches, hangs and slow ranks. A spike is a step above its median."""
 
     bad_batch: str = setting(
         "skip",
@@ -316,7 +316,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is reported, and where."""
+    """Reports on a run, and where they go."""
 
     every_steps: int = setting(1, "steps between lines", at_least=1)
     tensorboard: bool = setting(True, "write TensorBoard events to the run folder")
@@ -328,7 +328,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. A copy that `dataclasses.replace` changed is not validated until asked."""
+    """One run. A copy that `dataclasses.replace` made is validated only by `config.validate`."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -12,7 +12,7 @@ from typing import Final
 
 from megatron_qwen3.fields import setting
 
-# What the products of a recipe are computed in, as the planner names it.
+# The arithmetic of each recipe's products, as the planner names it.
 ARITHMETIC: Final = {
     "delayed": "fp8",
     "tensorwise": "fp8",
@@ -21,11 +21,11 @@ ARITHMETIC: Final = {
     "nvfp4": "nvfp4",
 }
 _RECIPES: Final = {"fp8": "tensorwise", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
-# What both sizes of every matrix, on each rank, are multiples of. Transformer Engine asks for 16;
+# Both sizes of every matrix, on each rank, are multiples of these. Transformer Engine asks for 16;
 # micro-scaled formats scale 32 numbers together, blocks are 128 wide: a rank's share of a matrix
 # with a part of a block would be scaled otherwise than the whole.
 UNITS: Final = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32, "nvfp4": 32}
-LEAST_ROWS: Final = 8  # of what one tensor rank has of a micro-batch, in every recipe
+LEAST_ROWS: Final = 8  # of a micro-batch on one tensor rank, in every recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Fp8Config:
 
     recipe: str = setting(
         "none",
-        "what scales the numbers: whole tensors by their past (delayed) or their present "
+        "scales of the numbers: of whole tensors by their past (delayed) or their present "
         "(tensorwise), blocks of 128 (blockwise), or 32 in a row (mxfp8), 16 in FP4 (nvfp4)",
         choices=("none", "delayed", "tensorwise", "blockwise", "mxfp8", "nvfp4"),
     )
@@ -80,7 +80,7 @@ class Fp8Config:
         return "hybrid" if self.recipe in ("delayed", "tensorwise") else "e4m3"
 
     def described(self) -> str:
-        """For a log: what is computed how."""
+        """The recipe, its format and its limits, for a log."""
         if not self.is_on:
             return "none"
         ends = self.first_layers_bf16, self.last_layers_bf16

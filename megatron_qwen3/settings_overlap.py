@@ -1,8 +1,8 @@
 """The table [overlap]: communication beside computation on GPUs, CUDA graphs, activations on the
 host.
 
-Each is an option of megatron-core's, given to it as it stands; `parallel/README.md` says what it
-does, when it pays and what it cannot go with, and `validate_overlap.py` refuses that before a rank
+Each is an option of megatron-core's, which receives it unchanged. `parallel/README.md` describes
+its effect, when it pays and its conflicts, which `validate_overlap.py` refuses before a rank
 starts. The optimizer's are in [optim]; that gradients are reduced and weights gathered meanwhile is
 parallel.overlap. Nothing here imports torch.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from megatron_qwen3.fields import setting
 
-# What each part of a layer that can be sent to the host keeps for backward.
+# The parts of a layer whose activations can wait on the host for backward.
 DENSE_PARTS = ("qkv_linear", "core_attn", "attn_proj")
 SPARSE_PARTS = (*DENSE_PARTS, "mlp_norm", "expert_fc1", "moe_act")
-# What of a layer can be replayed as a CUDA graph.
+# The parts of a layer that can be replayed as a CUDA graph.
 DENSE_GRAPHS, SPARSE_GRAPHS = ("attn", "mlp"), ("attn", "moe_router")
 
 

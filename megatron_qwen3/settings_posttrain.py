@@ -1,6 +1,6 @@
-"""What can be set of the modes of post-training: the tables that `settings.py` does not have.
+"""The settings of the modes of post-training: the tables that `settings.py` does not have.
 
-A mode's table holds what no other mode knows. Everything else (model, layout, length, optimizer,
+A mode's table has the settings that no other mode has. Everything else (model, layout, optimizer,
 checkpoints) is set as for pretraining. Nothing here imports torch.
 """
 
@@ -11,7 +11,7 @@ from megatron_qwen3.fields import REQUIRED, setting
 
 @dataclass(frozen=True)
 class DialogSourceConfig:
-    """One tokenized dialog set, and how much of it is trained on: its weight, or its epochs."""
+    """One tokenized dialog set, and how much of it the run uses: its weight, or its epochs."""
 
     name: str = setting(REQUIRED, "name of the source in logs")
     path: str = setting(REQUIRED, "prefix that mq3 data dialogs wrote")
@@ -29,7 +29,7 @@ class TeacherConfig:
 
     path: str = setting(
         "",
-        "run folder, checkpoint or folder of Hugging Face's format; empty reads what "
+        "run folder, checkpoint or folder of Hugging Face's format; empty reads targets that "
         "mq3 data build teacher stored beside the dialog sets; {dir} is run.dir",
     )
     tensor: int = setting(1, "ranks that split each matrix of the teacher", at_least=1)
@@ -52,13 +52,13 @@ class SftConfig:
 
     objective: str = setting(
         "cross_entropy",
-        "what is trained of each trained token; dft weighs its cross-entropy by its probability "
+        "loss of each trained token; dft weighs its cross-entropy by its probability "
         "(arXiv 2508.05629)",
         choices=("cross_entropy", "dft", "soft_targets", "both"),
     )
     loss: str = setting(
         "token",
-        "what weighs the same: each trained token, or each dialog, its samples together",
+        "unit of equal weight: each trained token, or each dialog, its samples together",
         choices=("token", "dialog"),
     )
     held_out: float = setting(

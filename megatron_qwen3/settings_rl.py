@@ -1,4 +1,4 @@
-"""What can be set of reinforcement learning and of on-policy distillation.
+"""The settings of reinforcement learning and of on-policy distillation.
 
 Every choice in which published algorithms differ is a setting with a name; `examples/algorithms`
 has a file of them for each algorithm. Formulas stand where they are computed: `posttrain/policy`.
@@ -16,12 +16,12 @@ class AdvantageConfig:
 
     baseline: str = setting(
         "group",
-        "what is subtracted: the group's mean, the mean of the others, or nothing",
+        "subtracted from a reward: the group's mean, the mean of the others, or nothing",
         choices=("group", "leave_one_out", "none"),
     )
     scale: str = setting(
         "group",
-        "what divides: the standard deviation of the group's rewards, of the batch's, or nothing; "
+        "divisor: the standard deviation of the group's rewards, of the batch's, or nothing; "
         "or advantages are whitened over the batch's answers, or over their tokens",
         choices=("group", "batch", "whiten", "whiten_tokens", "none"),
     )
@@ -130,7 +130,7 @@ class PolicyLossConfig:
 
 @dataclass(frozen=True)
 class KlConfig:
-    """How far the policy may go from its reference."""
+    """The penalty for divergence of the policy from its reference."""
 
     coefficient: float = setting(0.0, "of the divergence; 0 has no reference model", at_least=0)
     estimator: str = setting(
@@ -164,7 +164,7 @@ class EntropyConfig:
 
 @dataclass(frozen=True)
 class RewardWeightsConfig:
-    """What an answer is rewarded for: the weight of each part; 0 leaves it out."""
+    """The weight of each part of an answer's reward; 0 leaves the part out."""
 
     verifier: float = setting(1.0, "right by the task's verifier")
     judge: float = setting(0.0, "the score of a model that knows the reference answer")
@@ -239,7 +239,7 @@ class RlConfig:
 
 @dataclass(frozen=True)
 class ScoringTeacherConfig:
-    """The teacher that scores what its student sampled, in a layout of its own."""
+    """The teacher that scores its student's samples, in a layout of its own."""
 
     path: str = setting(
         "", "run folder, checkpoint or folder of Hugging Face's format; {dir} is run.dir"

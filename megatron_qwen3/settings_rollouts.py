@@ -1,7 +1,7 @@
-"""What can be set of rollouts: the tables of the modes whose model answers tasks while it trains.
+"""The settings of rollouts: the tables of the modes whose model answers tasks while it trains.
 
-`[rollouts]` is read by run.mode = "rl" and "distill" alike: which tasks are asked, how answers are
-sampled, and what samples them. Nothing here imports torch.
+`[rollouts]` is read by run.mode = "rl" and "distill" alike: which tasks the run poses, how it
+samples answers, and with which engine. Nothing here imports torch.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from megatron_qwen3.fields import REQUIRED, setting
 
 @dataclass(frozen=True)
 class TaskSourceConfig:
-    """One set of tasks, and how often it is asked."""
+    """One set of tasks, and its share of the prompts."""
 
     name: str = setting(REQUIRED, "name of the source in logs")
     path: str = setting(
@@ -116,7 +116,7 @@ class RolloutsConfig:
         choices=("template", "flag"),
     )
     engine: str = setting(
-        "own", "what samples: the weights in training, or vLLM", choices=("own", "vllm")
+        "own", "sampler of answers: the weights in training, or vLLM", choices=("own", "vllm")
     )
     rows: int = setting(64, "answers that a data rank's own weights sample at once", at_least=1)
     lag: int = setting(

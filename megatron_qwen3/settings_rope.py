@@ -1,8 +1,8 @@
 """The table [rope]: how positions reach beyond the length that a model was trained with.
 
 `model.rope_theta` is the base of the rotary embedding (ABF is another base) and stands with the
-model. These settings change what attention computes, so they go with a checkpoint and hold alike
-for training, scoring and generation; no weight depends on them. Nothing here imports torch.
+model. These settings change the result of attention, so they go with a checkpoint and are the same
+in training, scoring and generation; no weight depends on them. Nothing here imports torch.
 """
 
 import math
@@ -49,7 +49,7 @@ class RopeConfig:
     )
     dca_local_size: int = setting(
         0,
-        "of it, what is kept for keys of the chunk before; chunks are dca_chunk_size - "
+        "of it, the part for keys of the chunk before; chunks are dca_chunk_size - "
         "dca_local_size long",
         at_least=0,
     )
@@ -74,7 +74,7 @@ class RopeConfig:
 
     @property
     def attention_factor(self) -> float:
-        """What YaRN multiplies queries and keys by, so scores by its square; its section 3.4."""
+        """YaRN's factor on queries and on keys, so that scores have its square; its section 3.4."""
         if not self.has_yarn:
             return 1.0
         return self.yarn_attention_factor or 0.1 * math.log(self.yarn_factor) + 1.0

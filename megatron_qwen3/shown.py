@@ -1,6 +1,6 @@
-"""Text from outside, made safe to show: in a table, a log line, a bar, an error or a page.
+"""Makes text from outside safe to show: in a table, a log line, a bar, an error or a page.
 
-    print(shown(label))                      # one line; what steers a terminal is written out
+    print(shown(label))                      # one line; control characters are written out
     print(f"error: {shown_lines(error)}")    # errors may list several faults
     print(as_json(results))                  # numbers that are not finite are null
     table.add_row(plain(label))              # for Rich, which would read [red] in it as markup
@@ -25,12 +25,13 @@ _JOINERS = "\u200c\u200d"  # which words of several languages are spelled with
 
 
 def shown(text: object) -> str:
-    r"""One line of what str() makes of it: unsafe characters as \n, \x1b, \u202e or \udc80."""
+    r"""str() of it as one line, with unsafe characters as \n, \x1b, \u202e or \udc80."""
     return "".join(_escaped(character) for character in str(text))
 
 
 def shown_lines(text: object) -> str:
-    """The lines of what str() makes of it; all but the first are set in and pass for no others."""
+    """The lines of str() of it; all but the first are indented, so that they pass for no others."""
+
     return "\n  ".join(shown(line) for line in str(text).split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""Tables in a terminal or a log: one look, and cells that are shown as they stand.
+"""Prints tables in a terminal or a log: one look, and cells that are shown as they stand.
 
     sizes = table([["language", "MB"], ["deu_Latn", "1.20"]], title="Sizes")
     sizes.rows[0].style = "bold"      # a row may stand out, or end a section

@@ -1,4 +1,4 @@
-"""TOML files that people write, read strictly, and values as TOML text.
+"""Reads TOML files that people write, strictly, and writes values as TOML text.
 
     tree = read_toml("mine.toml", "a study")              # tables and values, as they stand
     study = as_kind(tree, Sweep, "mine.toml")             # as a dataclass
@@ -6,7 +6,7 @@
     line = f"lr = {emit(rate)}"
 
 Settings, studies, recipes and clusters are read by this and by nothing else. Everything wrong is a
-`ConfigError` of one line: the file, what stands there, and what would be right. No torch here.
+`ConfigError` of one line: the file, the wrong text, and the valid ones. No torch here.
 """
 
 import difflib
@@ -31,7 +31,7 @@ _NAMES: Final[dict[Any, tuple[str, str]]] = {  # of one, and of several
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
     """The tables and values of a file.
 
-    kind: what is wanted there, as "a study"; ConfigError says it where the file is no such thing.
+    kind: the expected content, as "a study"; the ConfigError names it where the file has another.
     """
     wanted = f"it should be a TOML file of {kind}"
     try:

@@ -1,4 +1,4 @@
-"""Train: python -m megatron_qwen3.train STAGE.toml MODEL.toml [key=value …]
+"""Trains: python -m megatron_qwen3.train STAGE.toml MODEL.toml [key=value …]
 
 Reads the settings, checks everything that can be checked, joins the other ranks and runs the
 loop of run.mode. To read one training step from here: pretrain/loop.py `run`, then
@@ -33,15 +33,15 @@ examples:
   torchrun --nproc-per-node 8 -m megatron_qwen3.train STAGE.toml MODEL.toml \\
       parallel.tensor=2 parallel.pipeline=2 parallel.expert=2
 
-  # what a run would be, without running it
+  # print the settings of a run, without running it
   python -m megatron_qwen3.train STAGE.toml MODEL.toml optim.lr=2e-4 --show
 
 Later files and key=value pairs win. `python -m megatron_qwen3.config` lists every setting.
 A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM,
-SIGINT (Ctrl-C), SIGHUP and the time limit make it save and stop; one of the last three again, 5 s
-later or more, ends it at once, unsaved. What it ignored when it began, as SIGHUP under nohup, it
-goes on to ignore. torchrun kills its ranks 30 s after it was told to stop: what takes longer to
-save needs run.time_limit_minutes, or SIGUSR1 to the ranks themselves.
+SIGINT (Ctrl-C), SIGHUP and the time limit make it save and stop; a second signal of the last three,
+5 s later or more, ends it at once, unsaved. A signal that was ignored when the run began, as SIGHUP
+is under nohup, stays ignored. torchrun kills its ranks 30 s after it was told to stop: a save that
+takes longer needs run.time_limit_minutes, or SIGUSR1 to the ranks themselves.
 
 exit status:
   0   the last step is done and saved
@@ -49,8 +49,8 @@ exit status:
       every other status for a failure, 0: ask with --finished
   70  nothing happened for guard.hang_seconds; start it again
   2   a setting or an input is wrong; starting again does not help
-  1   anything else: stderr says what, and mostly what to change; also where another run is at work
-      in the folder
+  1   anything else: stderr names the error, and mostly what to change; also where another run is
+      at work in the folder
 """
 # The loop of each mode, imported for the chosen one alone. Each has check(config), which gives its
 # inputs or raises ConfigError before any rank starts, and run(config, layout, inputs).
@@ -61,7 +61,7 @@ MODES = {
     "rl": "megatron_qwen3.posttrain.rl",
     "distill": "megatron_qwen3.posttrain.on_policy",
 }
-# For what a killed run left behind to end: torchrun gives its ranks 30 s, a hung one speaks first.
+# For the children of a killed run to end: torchrun gives its ranks 30 s, a hung one speaks first.
 _PATIENCE_SECONDS = 60.0
 _QUIET_SECONDS = 2.0  # of it
 _PLANNER_SECONDS = 120.0  # for a search through all layouts, on a machine that others use, too
@@ -95,15 +95,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwe
 
 
 def train(config: Config) -> bool:
-    """One run, on this rank: whether it is done, or is to be continued.
+    """Run on this rank: whether the run is done, or to be continued.
 
-    Raises ConfigError, mostly before any communication; SystemExit where the run had to stop.
+    Raises ConfigError, mostly before any communication, and SystemExit where the run had to stop.
     """
     launcher.check()
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.overlap.experts:
-        # Two micro-batches, on streams of their own, and what they send.
+        # Two micro-batches, on streams of their own, and their messages.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     elif config.parallel.tensor > 1:
         # It overlaps with its communication only if kernels start in the order of their calls.
@@ -128,7 +128,7 @@ def train(config: Config) -> bool:
     specs.kind(config)
     note = check_memory(config, launcher.world_size(), memory.of_rank(config))
     inputs = mode.check(config)
-    if note:  # only now: what stops the planner may be a fault of the inputs, told once
+    if note:  # only now: a fault of the inputs may have stopped the planner, and is told once
         _fail(note, status=0)
     for line in validate_rope.notes(config.rope, config.data.sequence_length):
         _fail(f"note: {line}", status=0)
@@ -154,7 +154,7 @@ def train(config: Config) -> bool:
 
 
 def _own(run_dir: Path, held: contextlib.ExitStack) -> None:
-    """Have the run folder for this run alone, as long as `held` is. InUse: another run has it."""
+    """Take the run folder for this run alone, while `held` is open. InUse: another run has it."""
     try:
         held.enter_context(lock.owned(run_dir, patience_seconds=_QUIET_SECONDS))
     except lock.InUse as error:
@@ -169,9 +169,9 @@ def _is_finished(config: Config) -> bool:
 
 
 def check_memory(config: Config, world_size: int, device: tuple[str, float, bool]) -> str:
-    """Say that the run will not fit, as run.memory_check asks; ConfigError where it refuses.
+    """Report that the run will not fit, as run.memory_check asks; ConfigError where it refuses.
 
-    Returns a note where nobody could say whether it fits, else "".
+    Returns a note where the planner could not say whether it fits, else "".
 
     device: of this rank, as `memory.of_rank` gives it.
     """
@@ -189,7 +189,7 @@ def check_memory(config: Config, world_size: int, device: tuple[str, float, bool
 def _ask_planner(
     config: Config, world_size: int, device: tuple[str, float, bool]
 ) -> tuple[str, str]:
-    """Why the run does not fit, or why the planner, a process of its own, could not say."""
+    """Why the run does not fit, or why the planner, a process of its own, gave no answer."""
     name, size, is_gpu = device
     command = [sys.executable, "-P", "-m", "megatron_qwen3.planner.launch_check"]
     command += [str(world_size), name, str(size), "gpu" if is_gpu else "cpu"]
@@ -207,7 +207,7 @@ def _ask_planner(
 
 
 def _fail(message: str, status: int) -> int:
-    """Every rank fails alike; one of them says why. status 0: it was a note."""
+    """Print the reason on one rank; every rank fails alike. status 0: it was a note."""
     if status:
         launcher.record(message)
     if os.environ.get("RANK", "0") == "0":  # which may be no number yet

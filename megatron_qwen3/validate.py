@@ -1,6 +1,6 @@
-"""What settings must keep, alone and together: one line per fault, with both sides and the way out.
+"""Checks settings, alone and together: one line per fault, with both sides and the way out.
 
-`config.validate` raises what `faults` finds; `parallel/layout.py` knows which world sizes fit.
+`config.validate` raises the faults that it finds; `parallel/layout.py` knows valid world sizes.
 Nothing here raises, so that a person sees everything that is wrong at once. The rules are those of
 Qwen3's shapes and of megatron-core, which checks some of them late and some not at all: layers that
 a pipeline split leaves over are silently dropped there.
@@ -29,7 +29,7 @@ from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
 _SOURCES = ("data.sources", "sft.sources", "reward.sources", "rollouts.tasks")
-_MOST_EXPERTS = 1 << 20  # of all layers; what is larger is a broken file, and would take all memory
+_MOST_EXPERTS = 1 << 20  # of all layers; only a broken file has more, which would take all memory
 
 
 def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
@@ -100,7 +100,7 @@ def _balance_faults(config: Config) -> Iterator[str]:
 
 
 def gpu_faults(config: Config) -> list[str]:
-    """What a GPU cannot do with these settings, which a CPU can."""
+    """Faults of these settings on a GPU, which a CPU does not have."""
     return list(_grouped_product_faults(config))
 
 
@@ -142,7 +142,7 @@ def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
     if "choices" in rule and value not in rule["choices"]:
         valid = ", ".join(choice for choice in rule["choices"] if choice)  # "" is to leave it out
         yield f'{name} = "{value}" is not one of {valid}'
-    # one cause each: what is no number, as nan, keeps no bound
+    # one cause each: nan, which is no number, violates every bound
     if "at_least" in rule and not value >= rule["at_least"]:
         yield f"{name} = {value} must be at least {rule['at_least']}"
     elif "at_most" in rule and not value <= rule["at_most"]:
@@ -330,7 +330,7 @@ def _data_faults(config: Config) -> Iterator[str]:
     if data.curriculum and data.sources:
         yield (
             f'data.curriculum = "{data.curriculum}" and {len(data.sources)} [[data.sources]] both '
-            "say what is trained on; leave one out (data.sources=[] or data.curriculum=)"
+            "name the training data; leave one out (data.sources=[] or data.curriculum=)"
         )
     if data.curriculum and not data.stage:
         yield f'data.curriculum = "{data.curriculum}" needs data.stage, one of the stages it names'

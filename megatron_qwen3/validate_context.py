@@ -1,4 +1,4 @@
-"""What the exchange between context ranks must keep: one line per fault, as in `validate.py`.
+"""Checks the exchange between context ranks: one line per fault, as `validate.py`.
 
 Ours takes all rows, documents and models. Transformer Engine's are megatron-core's cp_comm_type;
 its a2a+p2p needs two levels of context ranks, which no layout here has.
@@ -11,7 +11,7 @@ from megatron_qwen3.settings import Config
 
 
 def faults(config: Config) -> Iterator[str]:
-    """What a chosen exchange cannot do, each with the way out."""
+    """Conflicts of the chosen exchange with other settings, each with the way out."""
     parallel = config.parallel
     if parallel.context_exchange == "own":
         return

@@ -1,7 +1,7 @@
-"""What the settings of [fp8] must keep: one line per fault, as `validate.py` has the others.
+"""Checks the settings of [fp8]: one line per fault, as `validate.py` does the others.
 
-`faults` are those of settings alone; what a chip lacks is told by `chip_faults`, before a job
-waits in a queue and again on its nodes (`parallel/fp8.py`, which also looks at what is installed).
+`faults` are those of settings alone; `chip_faults` names products that a chip lacks, before a job
+waits in a queue and again on its nodes (`parallel/fp8.py`, which also checks installed packages).
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def faults(config: Config) -> Iterator[str]:
         return
     if config.train.precision != "bf16":
         yield (
-            f'fp8.recipe = "{fp8.recipe}" with train.precision = "{config.train.precision}": what '
-            'is not in FP8 is in bf16; set train.precision = "bf16", or fp8.recipe = "none"'
+            f'fp8.recipe = "{fp8.recipe}" with train.precision = "{config.train.precision}": all '
+            'other products are in bf16; set train.precision = "bf16", or fp8.recipe = "none"'
         )
     if config.model.kind == "torch":
         yield (
@@ -50,7 +50,7 @@ def faults(config: Config) -> Iterator[str]:
 
 
 def chip_faults(config: Config, name: str, capability: tuple[int, int]) -> Iterator[str]:
-    """What a chip of this compute capability cannot do; `name` is for people."""
+    """Recipes that a chip of this compute capability cannot compute; `name` is for people."""
     recipe = config.fp8.recipe
     able = ["none", *(r for r in ARITHMETIC if _computes(r, capability))]
     if recipe not in able:
@@ -152,7 +152,7 @@ def _gather_faults(config: Config) -> Iterator[str]:
 def width_faults(model: ModelConfig, p: ParallelConfig, fp8: Fp8Config) -> Iterator[str]:
     """Sizes of matrices on each rank that a recipe cannot multiply.
 
-    `validate.py` has told those that ranks do not divide.
+    `validate.py` has already named those that ranks do not divide.
     """
     heads, groups = model.num_attention_heads, model.num_query_groups
     widths = {

@@ -1,8 +1,8 @@
-"""What overlap.cuda_graphs must keep: one line per fault, as `validate_overlap.py` has others.
+"""Checks overlap.cuda_graphs: one line per fault, as `validate_overlap.py` does the others.
 
-A graph replays one sequence of kernels on fixed memory. So what it captures may depend on tensors
-alone, and rows have one shape: the first rules are about rows, the others about what either
-megatron-core refuses or nobody has shown to be captured rightly.
+A graph replays one sequence of kernels on fixed memory. So the captured part may depend on tensors
+alone, and rows have one shape: the first rules are about rows, the others about options that
+megatron-core refuses or that nobody has shown to be captured rightly.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def _part_faults(config: Config) -> Iterator[str]:
 
 
 def _row_faults(config: Config) -> Iterator[str]:
-    """Documents, context ranks and Dual Chunk Attention are read by what is no tensor."""
+    """Documents, context ranks and Dual Chunk Attention are given by values that are no tensors."""
     asked = f"{_asked(config)} reads whole rows alone"
     if config.run.mode != "pretrain":
         yield f'{asked}, and run.mode = "{config.run.mode}" has texts in them; leave it out'
@@ -65,7 +65,7 @@ def _other_faults(config: Config) -> Iterator[str]:
     if named := again.get(recompute):
         yield (
             f'{asked}: "{named[0]}" is computed again with parallel.recompute = "{recompute}", '
-            "and what a graph keeps is not; leave one of them out"
+            "and a graph's activations are not; leave one of them out"
         )
     if config.fp8.is_on:
         yield (

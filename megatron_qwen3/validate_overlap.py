@@ -1,7 +1,7 @@
-"""What settings of overlap and memory must keep: one line per fault, as `validate.py` has others.
+"""Checks settings of overlap and memory: one line per fault, as `validate.py` does the others.
 
-The rules are megatron-core's own, most of which it asserts only while the model is built, and those
-of ours that it does not know. `parallel/installed.py` says what is not installed.
+The rules are megatron-core's own, most of which it asserts only while the model is built, and our
+own. `parallel/installed.py` reports missing packages.
 """
 
 import os
@@ -38,7 +38,7 @@ def faults(config: Config) -> Iterator[str]:
 
 
 def cpu_faults(config: Config, why: str) -> Iterator[str]:
-    """What is asked of a GPU, where there is none: `why` says that."""
+    """Settings for a GPU where there is none, for the reason `why`."""
     for asked, way_out in _of_gpus(config).items():
         yield f"{asked} is for GPUs, and {why}; set {way_out}"
 
@@ -59,7 +59,7 @@ def chip_has_multicast(capability: tuple[int, int]) -> bool:
 
 
 def _of_gpus(config: Config) -> dict[str, str]:
-    """Settings that a GPU alone has, as NAME = VALUE, and what a CPU takes in their place."""
+    """Settings that need a GPU, as NAME = VALUE, each with the value that a CPU takes."""
     optim = config.optim
     found = {}
     if optim.adam in ("te", "apex"):
@@ -177,7 +177,7 @@ def _tensor_faults(config: Config) -> Iterator[str]:
 
 
 def _expert_faults(config: Config) -> Iterator[str]:
-    """megatron-core's combined schedule, and what of ours it does not know."""
+    """Rules of megatron-core's combined schedule, and ours for options that it does not know."""
     overlap, p, model = config.overlap, config.parallel, config.model
     if not overlap.experts:
         if overlap.delay_weight_gradients:
@@ -223,8 +223,8 @@ def _activation_faults(config: Config) -> Iterator[str]:
         yield f"overlap.offload_parts = {emit([*parts])} names a part twice"
     if "attn_proj" in parts and "core_attn" not in parts:
         yield (
-            'overlap.offload_parts: what "attn_proj" reads is what "core_attn" keeps of its '
-            'result; add "core_attn"'
+            'overlap.offload_parts: "attn_proj" reads the result that "core_attn" keeps; add '
+            '"core_attn"'
         )
     if parts and p.virtual_pipeline > 1:
         yield (
@@ -248,7 +248,7 @@ def _activation_faults(config: Config) -> Iterator[str]:
         yield "overlap.offload_layers and offload_parts send the same; leave one of them out"
     if p.recompute != "none":
         yield (
-            f"overlap.offload_layers = {overlap.offload_layers} keeps on the host what "
+            f"overlap.offload_layers = {overlap.offload_layers} keeps activations on the host that "
             f'parallel.recompute = "{p.recompute}" does not keep; leave one of them out'
         )
     if p.pipeline > 1:

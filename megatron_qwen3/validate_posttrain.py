@@ -1,4 +1,4 @@
-"""What settings of post-training must keep: one line per fault, as `validate.py` has the others."""
+"""Checks settings of post-training: one line per fault, as `validate.py` does the others."""
 
 from collections.abc import Iterator
 

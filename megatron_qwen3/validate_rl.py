@@ -1,4 +1,5 @@
-"""What settings of reinforcement learning must keep: one line per fault, as `validate.py` says."""
+"""Checks settings of reinforcement learning: one line per fault, as `validate.py` does the
+others."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -195,7 +196,7 @@ def _distill_faults(config: Config) -> Iterator[str]:
         if source.rewards:
             yield (
                 f"rollouts.tasks.{source.name}.rewards = {list(source.rewards)} has no effect in "
-                'run.mode = "distill", where the teacher says what is learnt; leave it out'
+                'run.mode = "distill", where the teacher alone is learnt from; leave it out'
             )
     if distill.top_k and distill.divergence == "sampled":
         yield (

@@ -1,4 +1,4 @@
-"""What settings of rollouts must keep: one line per fault, as `validate.py` has the others."""
+"""Checks settings of rollouts: one line per fault, as `validate.py` does the others."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from megatron_qwen3.settings import Config
 
 
 def faults(config: Config) -> Iterator[str]:
-    """Faults of [rollouts], and of what its groups are for."""
+    """Faults of [rollouts], and of the sizes of its groups."""
     if belongs("rollouts", config.run.mode):
         yield from _rollout_faults(config)
     if config.run.mode == "rl":

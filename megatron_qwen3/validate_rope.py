@@ -1,6 +1,6 @@
-"""What the settings of [rope] must keep: one line per fault, as `validate.py` has the others.
+"""Checks the settings of [rope]: one line per fault, as `validate.py` does the others.
 
-`notes` has what is no fault, but hardly meant.
+`notes` lists settings that are no fault, but hardly meant.
 """
 
 import math
@@ -11,7 +11,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.toml import emit
 
-CHUNK_UNIT = 16  # places: what servers hold keys and values in blocks of
+CHUNK_UNIT = 16  # places: servers hold keys and values in blocks of as many
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -34,7 +34,7 @@ def faults(config: Config) -> Iterator[str]:
 
 
 def notes(rope: RopeConfig, length: int) -> Iterator[str]:
-    """What is odd about settings for texts of `length` positions, a line each."""
+    """Odd settings for texts of `length` positions, a line each."""
     if rope.has_yarn and rope.yarn_length < length:
         factor = length / rope.yarn_original_length
         yield (

@@ -1,4 +1,4 @@
-"""What settings of rollouts.vllm must keep: one line per fault, as `validate.py` has the others."""
+"""Checks settings of rollouts.vllm: one line per fault, as `validate.py` does the others."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""The runs that chaos.py breaks: small ones, on ranks of their own, and what became of them.
+"""The runs that chaos.py breaks: small ones, on ranks of their own, and their ends.
 
     launch = Launch(arguments, ranks, log)      # real processes; launch.signal(rank), .wait()
     differences(saved_state(checkpoint), memory_of(folder))    # of weights and moments, to the bit
@@ -35,7 +35,7 @@ class Launch:
     """The ranks of a run, started.
 
     journal, memory: folders for power.py's record, and for the state at the end (`memory_of`).
-    change: what is other than in the product, a mutant or one of `_OTHERWISE`.
+    change: the difference from the product, a mutant or one of `_OTHERWISE`.
     """
 
     def __init__(self, arguments, ranks, log, journal=None, memory=None, change=""):
@@ -60,7 +60,7 @@ class Launch:
                 os.kill(self.processes[rank].pid, number)
 
     def wait(self, seconds=180.0):
-        """The exit statuses; what outlives another rank's death by long is killed."""
+        """The exit statuses; a rank that outlives another one's death by long is killed."""
         deadline = time.monotonic() + seconds
         while any(p.is_alive() for p in self.processes) and time.monotonic() < deadline:
             if any(p.exitcode for p in self.processes):  # as a launcher does
@@ -102,7 +102,7 @@ def _setting(arguments, name):
 
 
 def _record(folder, journal):
-    """What is synced, and what is said of checkpoints, in the order of time."""
+    """Syncs, and messages about checkpoints, in the order of time."""
     from megatron_qwen3.training.metrics import RunLog
 
     add, note = power.record(folder, journal), RunLog.note
@@ -116,7 +116,7 @@ def _record(folder, journal):
 
 
 def _keep_memory(folder, rank):
-    """Before the run takes its groups of ranks apart, write down what the engine holds."""
+    """Before the run takes its groups of ranks apart, write down the engine's state."""
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.training import engine, shards
 
@@ -271,7 +271,7 @@ MUTANTS = {"weights zeroed": _zero_last_weights, "moments x 1.0001": _change_mom
 
 
 def corpus(path):
-    """Token files of two sources; what to pass to a run that trains on them."""
+    """Token files of two sources; the settings of a run that trains on them."""
     numbers = np.random.default_rng(0)
     for name in ("a", "b"):
         with IndexedWriter(path / name, np.uint16) as writer:
@@ -296,7 +296,7 @@ def corpus(path):
 
 
 def dialogs(path):
-    """Two tokenized dialog sets; what to pass to a run of mode sft that trains on them."""
+    """Two tokenized dialog sets; the settings of a run of mode sft that trains on them."""
     lengths = np.random.default_rng(0).integers(2, LENGTH + 2, (2, 40))
     for seed, name in enumerate(("a", "b")):
         dialog_sets.write(path / name, lengths[seed].tolist(), seed)
@@ -310,7 +310,7 @@ def dialogs(path):
 
 
 def pairs(path):
-    """A tokenized set of pairs; what to pass to a run of mode reward that trains on it."""
+    """A tokenized set of pairs; the settings of a run of mode reward that trains on it."""
     lengths = np.random.default_rng(0).integers(2, LENGTH // 2, 80).tolist()
     source = {"name": "pairs", "path": dialog_sets.write_pairs(path / "pairs", lengths)}
     return [
@@ -323,7 +323,7 @@ def pairs(path):
 
 
 def tasks(path):
-    """Tasks that a model with random weights solves by chance; what to pass to a run of mode rl."""
+    """Tasks that a model with random weights solves by chance; the settings of a run of mode rl."""
     tokenizer.train(["a b c abc ab say a question user assistant"] * 9, 300, path / "tokenizer")
     with (path / "tasks.jsonl").open("w") as file:
         for number in range(24):
@@ -359,7 +359,7 @@ def tasks(path):
 
 
 def students(path):
-    """Tasks, the half of which nobody can judge, and a teacher; what to pass to a run of mode
+    """Tasks, the half of which nobody can judge, and a teacher; the settings of a run of mode
     distill."""
     import tiny
 

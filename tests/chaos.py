@@ -67,7 +67,7 @@ MIB = 1 << 20
 
 @dataclass
 class Told:
-    """What a round did. broke: it broke something while the run was alive.
+    """The messages of a round. broke: it broke something while the run was alive.
 
     announced: the steps that were said to be saved, of which the last must be gone on from.
     """
@@ -78,7 +78,7 @@ class Told:
 
 
 class Result(NamedTuple):
-    """A round that is over. lost: "" or what was lost; broke: as in `Told`."""
+    """A round that is over. lost: "" or the loss; broke: as in `Told`."""
 
     way: str
     broke: bool
@@ -302,7 +302,7 @@ class Round:
 
 
 def check(game, reference, told):
-    """AssertionError says what was lost. reference: what `undisturbed` gave."""
+    """AssertionError names the loss. reference: the result of `undisturbed`."""
     expected, state = reference
     assert losses(game.run_dir) == expected, "losses differ from those of the undisturbed run"
     newest = folder.newest(game.run_dir)
@@ -362,7 +362,7 @@ def play(
 ):
     """Play; a Result for each round.
 
-    mode: of the runs, one of broken.MODES. reference: what `undisturbed` gave in the same home;
+    mode: of the runs, one of broken.MODES. reference: of `undisturbed` in the same home;
     else it is trained first. mutant: a fault of `broken.py` that the runs shall have.
     """
     settings = MODES[mode](home)

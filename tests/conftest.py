@@ -1,6 +1,6 @@
-"""What all tests share: tests of a GPU are skipped where there is none, and luck is left out.
+"""Settings of all tests: tests of a GPU are skipped where there is none, and luck is left out.
 
-Properties are tried on the same examples every time, so that a change is judged by what it changes.
+Properties are tried on the same examples every time, so that a change is judged by its effect.
 To look for new counterexamples: `pytest tests/unit --hypothesis-profile=default`.
 
 A process of tests has one thread for arithmetic, and so has each that it starts: threads of several

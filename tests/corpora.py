@@ -1,4 +1,4 @@
-"""Corpora of tests: their words, a tokenization that is killed, and what a folder holds then."""
+"""Corpora of tests: their words, a tokenization that is killed, and the files in its folder."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A GPU's attention kernels by what they promise: a formula, and checks of what they are given.
+"""A GPU's attention kernels by their documentation: a formula, and checks of their inputs.
 
     gpu_kernels.install(monkeypatch, has_flash=True)    # bfloat16; False: float32
 
@@ -22,7 +22,7 @@ def install(monkeypatch, has_flash):
 
 
 def _varlen(q, k, v, bounds_q, bounds_k, most_q, most_k, dropout, is_causal, debug):
-    """What _flash_attention_forward promises, [T, n, D], one place after the other."""
+    """As _flash_attention_forward is documented, [T, n, D], one place after the other."""
     assert torch.equal(bounds_q, bounds_k) and most_q == most_k == int(bounds_q.diff().max())
     assert (dropout, is_causal, debug) == (0.0, True, False)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
@@ -58,7 +58,7 @@ def _each_head(x, q):
 
 
 def _flash(q, k, v, dropout, is_causal):
-    """What _scaled_dot_product_flash_attention promises: it knows groups."""
+    """As _scaled_dot_product_flash_attention is documented: it knows groups."""
     assert dropout == 0 and q.shape[1] % k.shape[1] == 0
     return *_softmax(q, _each_head(k, q), _each_head(v, q), is_causal)[:2], *[None] * 7
 
@@ -73,8 +73,8 @@ def _flash_backward(*args):
 
 
 def _efficient(q, k, v, bias, gives_lse, dropout, is_causal):
-    """What _scaled_dot_product_efficient_attention promises: no groups, lse padded with inf, a mask
-    whose rows are aligned and leave some key to each query."""
+    """As _scaled_dot_product_efficient_attention is documented: no groups, lse padded with inf, a
+    mask whose rows are aligned and leave some key to each query."""
     assert gives_lse and dropout == 0 and q.shape[1] == k.shape[1] == v.shape[1]
     if bias is not None:
         assert bias.shape == (*q.shape[:3], k.shape[2]) and bias.dtype == q.dtype

@@ -1,4 +1,4 @@
-"""The table of layouts, what a case trains, and how its ranks are compared with one rank.
+"""The table of layouts, the training of a case, and how its ranks are compared with one rank.
 
 tests/parallel runs it on gloo ranks, tests/gpu the same rows on GPUs. A case trains two steps
 from the same weights on the same global batches, twice in the same processes: once with plain
@@ -179,7 +179,7 @@ def of_an_update(settings):
 
 
 def train(*settings_of_runs):
-    """On every rank: what each run's steps report and leave behind."""
+    """On every rank: metrics and weights of each run's steps."""
     configs = [tiny(*settings) for settings in settings_of_runs]
     layout = start(configs[0])
     return [train_once(config, layout) for config in configs]
@@ -224,7 +224,7 @@ def train_once(config, layout):
     result["metrics"] = []
     for batch in batches:
         metrics = engine.train_step(batch, objective, RATE)
-        # What a GPU holds depends on the layout, and a CPU does not say it.
+        # A GPU's memory depends on the layout, and a CPU does not report it.
         reported = {name: x for name, x in metrics.items() if not name.startswith("memory_")}
         result["metrics"].append(reported)
         if whole_gradients:
@@ -285,7 +285,7 @@ def pair_batches(ragged):
 
 
 def trained(case):
-    """Both runs of a case: what each of its ranks reports."""
+    """Both runs of a case: the results of each of its ranks."""
     settings = [(*case.settings, *PLAIN), (*case.settings, *SHARDED)]
     return run_ranks(train, case.ranks, *settings)
 

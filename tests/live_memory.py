@@ -1,11 +1,11 @@
-"""How many bytes of tensors live at a time, counted by torch's dispatcher: equal on any machine.
+"""Counts the bytes of tensors that live at a time by torch's dispatcher: equal on any machine.
 
     with LiveMemory() as memory:
         function(inputs).backward()
     memory.peak_bytes, memory.live_bytes, memory.largest_bytes
 
-Counted are the tensors that operations return, each storage once and as long as it lives; what was
-there before is not. What a kernel allocates for itself is not seen, nor are matrix libraries'
+Counted are the tensors that operations return, each storage once and as long as it lives; earlier
+tensors are not. Allocations of a kernel for itself are not seen, nor are matrix libraries'
 workspaces: real memory is a little more, and grows the same way.
 """
 

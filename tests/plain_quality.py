@@ -1,4 +1,4 @@
-"""The rules of data_prep/quality.py, plainly written, at their default bounds: what it is held to.
+"""The rules of data_prep/quality.py, plainly written, at their default bounds, to compare it with.
 
     judged = judge(text, split(text), "deu_Latn")
     judged.fault                  # "repeated lines", the first rule that it breaks, or None
@@ -10,8 +10,8 @@ separated by spaces; twice as many characters stand for as many words there. A w
 is the language's (languages.csv). Rules about how lines end hold where sentences end in a mark.
 
 `education` orders the documents of a language by signs of exposition: varied words, long ones,
-sentences of moderate length, figures, and the punctuation of definitions and asides. It knows
-nothing of what a text says; for that give a fastText model. Both scores are comparable within a
+sentences of moderate length, figures, and the punctuation of definitions and asides. It does
+not judge content; for that give a fastText model. Both scores are comparable within a
 language, hardly between languages.
 """
 
@@ -115,7 +115,7 @@ def _prose(text: str, units: Units, language: str) -> Iterator[Rule]:
 
 
 def _repetition(lines: list[str], units: Units, scale: int) -> Iterator[Rule]:
-    """Gopher's table A1: what share of a text its own repetitions are."""
+    """Gopher's table A1: the shares of a text that repeat."""
     again: list[str] = []
     seen: set[str] = set()
     for line in lines:

@@ -1,8 +1,8 @@
-"""What a power cut leaves: ranks note what they had the disk keep, and a folder is set back to it.
+"""Plays a power cut: ranks note their syncs, and a folder is set back to the synced state.
 
     record(folder, journal)        # in a rank, before it runs: every fsync under `folder` is noted
     events = read(journal)         # afterwards, those of all ranks in the order of time
-    cut(folder, events)            # the folder becomes what these events had the disk keep
+    cut(folder, events)            # the folder has only what these events synced
     keep_names(folder, events)     # it keeps its names as they stand, files only what was synced
 
 A file's contents are kept as they were when it was synced last, a name as it was when its folder
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def record(folder, journal):
-    """Note from now on what this process syncs under `folder`, in files of the folder `journal`."""
+    """Note every sync of this process under `folder` from now on, in files of `journal`."""
     journal.mkdir(parents=True, exist_ok=True)
     notes = open(journal / f"{os.getpid()}.jsonl", "a", buffering=1)  # noqa: SIM115
     fsync = os.fsync
@@ -40,7 +40,7 @@ def record(folder, journal):
 
 
 def _kept(descriptor, journal):
-    """What a sync that begins now is sure to keep."""
+    """The state that a sync which begins now is sure to keep."""
     about = os.fstat(descriptor)
     if os.path.isdir(f"/proc/self/fd/{descriptor}"):
         names = {}
@@ -68,7 +68,7 @@ def read(journal):
 
 
 def cut(folder, events):
-    """Set `folder` back to what the events kept; nothing else is there."""
+    """Set `folder` back to the files that the events kept; nothing else is there."""
     names = {event["inode"]: event["names"] for event in events if "names" in event}
     contents = {event["inode"]: event["contents"] for event in events if "contents" in event}
     root = folder.stat().st_ino

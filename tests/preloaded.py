@@ -1,6 +1,6 @@
-"""What the server of ranks has imported before it forks any: each then starts in a moment.
+"""Modules that the server of ranks imports before it forks any: each then starts in a moment.
 
-Beside what a test asks for by name, torch imports much at a rank's first optimizer step and at its
+Beside the imports of a test, torch imports much at a rank's first optimizer step and at its
 first look at transformers' models; none of it starts a thread, which a fork would lose.
 """
 
@@ -26,4 +26,4 @@ for _name in (
     with contextlib.suppress(ImportError):  # of an extra that is not installed
         importlib.import_module(_name)
 gc.collect()
-gc.freeze()  # no rank looks through what all have in common
+gc.freeze()  # no rank looks through the objects that all share

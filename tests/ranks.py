@@ -2,7 +2,7 @@
 
 `function` is a module-level function; every rank calls it with the same arguments and a launcher's
 environment, so that `parallel.runtime.start(config)` works as it does under torchrun. Ranks are
-forked from a server that has imported what they need once per session (`preloaded.py`): eight of
+forked from a server that imports their modules once per session (`preloaded.py`): eight of
 them start in about a second. Where a forked process cannot use the GPU, since something that was
 imported has touched it, they are spawned. Their results come back as a list in rank order.
 """
@@ -33,7 +33,7 @@ class RankError(AssertionError):
 
 
 def run_ranks(function, world_size, *args, timeout_seconds=120):
-    """What `function(*args)` returns on each of `world_size` ranks, in rank order.
+    """The results of `function(*args)` on each of `world_size` ranks, in rank order.
 
     The first error of any rank is raised here as RankError, and the other ranks are killed, as
     they are when some do not answer in time; where these stand is then on stderr. A function joins
@@ -78,7 +78,7 @@ def _use_gpu():
 
 
 def _environment(rank, world_size, port):
-    """What torchrun sets; with its agent store no rank opens a server of its own."""
+    """Variables that torchrun sets; with its agent store no rank opens a server of its own."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

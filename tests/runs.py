@@ -1,4 +1,4 @@
-"""Runs of tests, whatever their mode: what starts one, what it leaves, how one is cut off.
+"""Runs of tests in any mode: how one is started, read and cut off.
 
 run_ranks(run, 2, arguments(settings, home))     # in home / "run"
 rows(home / "run", "train")
@@ -25,7 +25,7 @@ def run(arguments):
 
 
 def told_by(arguments):
-    """The exit status of a run, and what it said, in one line."""
+    """The exit status of a run, and its messages, in one line."""
     with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
         try:
             status = train.main(arguments)

@@ -1,7 +1,7 @@
-"""Where the sandbox can be tested: `with needs_sandbox(): …` skips the test elsewhere, saying why.
+"""Skips tests of the sandbox where it cannot run, and says why: `with needs_sandbox(): …`.
 
-Only a machine without bubblewrap, or one that forbids namespaces, is skipped: what else keeps the
-sandbox from working there is a failure.
+Only a machine without bubblewrap, or one that forbids namespaces, is skipped: any other fault
+of the sandbox is a failure.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A generator for tests that says what a function says: `Scripted(lambda request, k: "text")`."""
+"""A generator for tests whose answers a function gives: `Scripted(lambda request, k: "text")`."""
 
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.generators import Answer
@@ -26,7 +26,7 @@ class Scripted:
 
 
 class Silent(Steps):
-    """Remembers what people would be told."""
+    """Remembers messages for people."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,7 @@ import numpy as np
 
 
 def log_p_after(ids, vocabulary):
-    """What the served model says after these ids, [V]."""
+    """The served model's scores after these ids, [V]."""
     logits = np.random.default_rng([7, *ids]).normal(size=vocabulary) * 2
     return logits - np.log(np.exp(logits).sum())
 

@@ -1,7 +1,7 @@
 """Whole tensors out of the shards of all ranks, and how far two sets of them are apart.
 
 On a rank: `local_shards(model, value_of)`; in the test: `assemble([shards of rank 0, ...])`. The
-place of a shard is what the model's own `sharded_state_dict` says, as it is for a checkpoint.
+place of a shard is that of the model's own `sharded_state_dict`, as for a checkpoint.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 def local_shards(models, value_of):
     """[(name, place, whole shape, values)] of this rank's parameters and buffers.
 
-    `value_of(tensor)` is what is taken for one: itself, its gradient, or None to leave it out.
+    `value_of(tensor)` is the array to take: itself, its gradient, or None to leave it out.
     """
     shards = []
     for model in models:
@@ -72,6 +72,6 @@ def _relative(actual, expected, size):
 
 
 def _leading_indices(name, tensor):
-    """Of layer and expert; what stays is a matrix, or a vector of norm scales or expert shares."""
+    """Of layer and expert; the rest is a matrix, or a vector of norm scales or expert shares."""
     dimensions = 1 if "norm" in name or "share" in name else 2
     return [tuple(i) for i in torch.ones(tensor.shape[:-dimensions]).nonzero().tolist()]

@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu.py` runs: parts made of cases, each in a process that may crash or hang."""
+"""Parts of `benchmarks/gpu.py`, made of cases, each in a process that may crash or hang."""

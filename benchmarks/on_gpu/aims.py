@@ -1,4 +1,4 @@
-"""What is aimed at, held against what was found. Pure arithmetic on the record's parts.
+"""Compares results with aims. Pure arithmetic on the record's parts.
 
 for aim in aims(parts): aim["name"], aim["value"], aim["at_least"], aim["is_met"]
 """
@@ -15,7 +15,7 @@ DENSE_SHARE, SPARSE_SHARE, FP8_TIMES = 0.60, 0.40, 1.3
 
 def aims(parts: Parts) -> list[dict[str, Any]]:
     """`value` and `is_met` are None where something that the aim is about was not measured; `of`
-    is what was, or what is lacking."""
+    names the measured case, or the missing one."""
     return [
         _share(parts, "8b", DENSE_SHARE, "dense 8B, bf16: share of the measured product"),
         _share(parts, "30b-a3b", SPARSE_SHARE, "30B-A3B's layers, bf16: share of it"),

@@ -1,4 +1,4 @@
-"""What is run: cases, what they are told and how they report. Nothing here imports torch.
+"""Defines cases, their options and their reports. Nothing here imports torch.
 
 A case is a function of one module of this package that is given Options and a Report:
 
@@ -21,15 +21,15 @@ OF_A_GPU_ALONE = RECIPES[2:]
 
 
 class LeftOut(Exception):
-    """A case that this machine, or what is installed on it, cannot run; the text says why."""
+    """A case that this machine, or its packages, cannot run; the text says why."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every case is told.
+    """Options of every case.
 
     device: "cuda", or "cpu", on which all runs for real at sizes of a test;
-    tiny: such sizes; work: a folder for what cases leave to later ones;
+    tiny: such sizes; work: a folder for files that later cases need;
     stand_in: Transformer Engine's kernels are tests/te's, which say nothing of its own.
     """
 
@@ -65,14 +65,14 @@ class Case:
 
 
 class Report:
-    """What a case has found, sent as it is found."""
+    """The results of a case, sent as they are found."""
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send
         self.failed: list[str] = []
 
     def note(self, **values: Any) -> None:
-        """Numbers and texts by name; what had the name is replaced."""
+        """Numbers and texts by name; they replace earlier ones of the same name."""
         self._send({"values": values})
 
     def check(self, name: str, value: float, at_most: float) -> None:

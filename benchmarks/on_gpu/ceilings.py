@@ -1,4 +1,4 @@
-"""What the chip gives at best: products of large matrices, and copies.
+"""Measures the chip at its best: products of large matrices, and copies.
 
 Random numbers: products of zeros switch fewer transistors and run at clocks that no training sees.
 Each is repeated for a second and more, as long as a training step takes, and the middle of its

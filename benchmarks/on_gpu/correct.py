@@ -1,7 +1,7 @@
 """Small models on the device against float32 on a CPU: scores, gradients, losses, and the rest.
 
-`reference` runs in a process without a GPU and leaves its fresh weights as a checkpoint, and what
-it found. `compare` starts from these weights: a device's own generators would draw others.
+`reference` runs in a process without a GPU and leaves its fresh weights as a checkpoint, and its
+results. `compare` starts from these weights: a device's own generators would draw others.
 Distances are those of whole tensors, |x - reference| / |reference|, of scores after their mean has
 been taken off both.
 """
@@ -55,11 +55,12 @@ class Limits(NamedTuple):
     resumed: float
 
 
-# Of float32 what sums in another order differ by. A number in bf16 is off by 2^-9 at most, 0.1 % in
+# For float32 the differences of sums in another order. A number in bf16 is off by 2^-9 at most, 0.1
+# % in
 # the mean square, and a layer rounds about ten times; a factor of a product in E4M3 by 2.6 %. A
 # router of rounded numbers sends some tokens elsewhere, which weighs more than rounding: two layers
 # of kind torch in bf16 on a CPU had scores off by 8 % and gradients by 12 %. Here there are four,
-# and what is mixed up, experts or documents, is off by more than half. Texts are continued in bf16,
+# and mixed-up experts or documents are off by more than half. Texts are continued in bf16,
 # also by models in FP8, with whose own scores they are compared.
 LIMITS = {
     ("dense", "fp32"): Limits(1e-4, 1e-4, 1e-4, 1e-3, 1e-4),
@@ -72,7 +73,7 @@ LIMITS = {
 
 
 def reference(options: Options, report: Report, model: str) -> None:
-    """What float32 on a CPU gives, into the work folder."""
+    """Write the results of float32 on a CPU into the work folder."""
     cpu = Options("cpu", options.tiny, options.work)
     config = _settings(cpu, model, "torch", "fp32", "none")
     engine = ours.engine(config)
@@ -85,7 +86,7 @@ def reference(options: Options, report: Report, model: str) -> None:
 def compare(
     options: Options, report: Report, model: str, kind: str, precision: str, recipe: str = "none"
 ) -> None:
-    """Everything that a run does, on the device, by what the reference has left."""
+    """Compare everything that a run does, on the device, with the files of the reference."""
     config = _settings(options, model, kind, precision, recipe)
     limits = LIMITS[model, precision if recipe == "none" else "fp8"]
     expected = torch.load(_left_by(options, model), weights_only=False)

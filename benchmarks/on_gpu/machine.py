@@ -1,4 +1,4 @@
-"""What the machine has, and whether Transformer Engine's own modules compute on it.
+"""Describes the machine, and checks Transformer Engine's own modules on it.
 
 Without our model: where one of these fails it is the wheel, the driver or the chip.
 """

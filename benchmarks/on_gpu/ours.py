@@ -65,7 +65,7 @@ def _joined(config: Config) -> Layout:
 
 
 def forget(device: str) -> None:
-    """Give back the memory of what nobody has any more, and count its peak anew."""
+    """Give back memory that nothing refers to any more, and count its peak anew."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

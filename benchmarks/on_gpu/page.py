@@ -1,4 +1,4 @@
-"""What was found on one page: lines while it runs, tables at the end, gpu.md for later."""
+"""Shows results on one page: lines while it runs, tables at the end, gpu.md for later."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def tables(parts: Parts, aims: Sequence[Mapping[str, Any]]) -> Iterator[tuple[st
         yield "Ceilings", ceilings
     yield "Checks", _checks(parts)
     if faults := _faults(parts):
-        yield "What did not go well, or was not run", faults
+        yield "Cases that did not go well, or were not run", faults
 
 
 def markdown(parts: Parts, aims: Sequence[Mapping[str, Any]], head: str) -> str:
@@ -130,7 +130,7 @@ def _strain(check: Mapping[str, Any]) -> float:
 
 
 def _faults(parts: Parts) -> Rows:
-    """What failed first, then what was left out."""
+    """Failed cases first, then those that were left out."""
     kinds: dict[bool, Rows] = {True: [], False: []}
     for part, cases in parts.items():
         for name, case in cases.items():

@@ -1,4 +1,4 @@
-"""Which cases there are, the most important first, and how long each may take. No torch here."""
+"""Lists the cases, the most important first, and how long each may take. No torch here."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ PARTS = {
 def cases(parts: tuple[str, ...]) -> list[Case]:
     """The cases of some parts, in the order in which they are worth most.
 
-    What a short time must have shown comes first: of `correct` and `steps` the pairs that the aims
+    Results that a short time must give come first: of `correct` and `steps` the pairs that the aims
     are about, then all else.
     """
     every = [*_first(), *_second(), *_rest()]

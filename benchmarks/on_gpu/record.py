@@ -1,4 +1,4 @@
-"""What was found, on the disk after every word of a case: gpu.json, written whole each time.
+"""Keeps the results on disk after every word of a case: gpu.json, written whole each time.
 
 record = Record.begun(folder, how)     # with all that an earlier call has left there
 record.put(case, status="passed", seconds=3.1)
@@ -52,12 +52,12 @@ class Record:
         return self.of(case).get("status") in OVER
 
     def begin(self, case: Case) -> None:
-        """Forget what a call that was interrupted has left of a case."""
+        """Forget the results of a case in a call that was interrupted."""
         self.parts.setdefault(case.part, {})[case.name] = {}
         self.put(case, status=RUNNING)
 
     def put(self, case: Case, **values: Any) -> None:
-        """Add to what is known of a case, and have it on the disk."""
+        """Add to the results of a case, and write them to disk."""
         self.parts.setdefault(case.part, {}).setdefault(case.name, {}).update(values)
         self.write()
 
@@ -73,7 +73,7 @@ class Record:
 
 
 def _parts_of(path: Path, how: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What an earlier call has left; ConfigError where it ran otherwise, or it is none of ours."""
+    """The results of an earlier call; ConfigError where it ran otherwise, or it is none of ours."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         before, parts = found["how"], found["parts"]

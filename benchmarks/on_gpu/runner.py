@@ -42,7 +42,7 @@ _LAST_LINES = 12  # of a traceback, that the record keeps
 class Runner:
     """Runs cases until the time is over. `told` hears of each case that has ended.
 
-    context: of multiprocessing, for the children; log: the file that gets what they print.
+    context: of multiprocessing, for the children; log: the file that gets their output.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Runner:
     def run(self, cases: Sequence[Case]) -> None:
         """Each case that is not over yet, in order; those of one part and place in one process.
 
-        One that such a case needs is run again: what it left went with the call that ran it.
+        A case that it needs is run again: its files went with the call that ran it.
         """
         not_over = [case for case in cases if not self.record.is_over(case)]
         needed = {(case.part, name) for case in not_over for name in case.after}
@@ -104,7 +104,7 @@ class Runner:
         return None
 
     def _follow(self, child: "_Child", case: Case) -> tuple[str, str]:
-        """How a case ends, and why; what it says until then goes into the record."""
+        """How a case ends, and why; its messages until then go into the record."""
         self.record.begin(case)
         begin, limit = time.monotonic(), START_SECONDS
         try:
@@ -204,7 +204,7 @@ def _run_case(pipe: Connection, options: Options, case: Case) -> bool:
     print(f"== {case.part}: {case.name}", flush=True)
     report = Report(lambda message: pipe.send(("report", message)))
     try:
-        function = case.function  # imports what it needs, which is no part of its time
+        function = case.function  # imports its modules, which is no part of its time
         pipe.send(("begin", ""))
         function(options, report, **case.settings)
     except LeftOut as reason:

@@ -2,7 +2,7 @@
 
 All sides of a size train the same layers on the same tokens, so their times compare. A model that
 does not fit is cut: n of its N layers, and n/N of its vocabulary, so that the output layer has its
-share of the work. The work that is counted is what is there (model/flops.py). The whole model would
+share of the work. The counted work is that of these layers (model/flops.py). The whole model would
 train n/N of the tokens per second, were there room for it.
 """
 
@@ -46,7 +46,7 @@ def ours_steps(
     profile: bool = False,
     graphs: Sequence[str] = (),
 ) -> None:
-    """Steps of our engine: at least 3, at most what `seconds` hold, the middle of them counts.
+    """Steps of our engine: at least 3, at most as many as `seconds` hold; the middle counts.
 
     graphs: parts of layers that are replayed as CUDA graphs, captured after the warm-up.
     """

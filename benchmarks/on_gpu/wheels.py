@@ -1,7 +1,7 @@
 """Packages out of a folder of wheels, for a machine that has no network: `provide(folder, into)`.
 
-What the machine has is left as it is. Of a wheel whose package is missing nothing is resolved: the
-folder brings, or the machine has, whatever it needs.
+Packages of the machine are left as they are. Of a wheel whose package is missing nothing is
+resolved: the folder brings, or the machine has, whatever it needs.
 """
 
 import importlib.util
@@ -42,13 +42,13 @@ def provide(folder: Path, into: Path) -> list[str]:
 
 
 def pass_on(paths: Iterable[str]) -> None:
-    """Have Python processes that this one starts look there, after what they were told to."""
+    """Let Python processes that this one starts look there, after their own folders."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*given, *paths)))
 
 
 def _packages(wheel: Path) -> set[str]:
-    """What can be imported of a wheel: the folders at its top."""
+    """The packages of a wheel: the folders at its top."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             tops = {name.partition("/")[0] for name in archive.namelist() if "/" in name}

@@ -1,1 +1,1 @@
-"""Cleaning a corpus on datatrove: read, label, filter, find duplicates, write; see stages.py."""
+"""Cleans a corpus on datatrove: read, label, filter, find duplicates, write; see stages.py."""

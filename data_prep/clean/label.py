@@ -1,4 +1,4 @@
-"""What is decided of each document by itself: its form, language, domain, quality, contamination.
+"""Labels each document by itself: its form, language, domain, quality, contamination.
 
 Each step is a datatrove pipeline step and can stand in other pipelines. A document that a step
 rejects gets the reason as its label `_dropped`, is left alone by the steps after it, and is counted
@@ -61,8 +61,8 @@ class EachDocument(PipelineStep):  # type: ignore[misc]
 def _together(data: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in their order, some at a time.
 
-    A step looks at these before the next one does, so that what it works with, tables of all code
-    points or of languages, stays in the processor's caches.
+    A step looks at all of these before the next one does, so that its tables, of all code points or
+    of languages, stay in the processor's caches.
     """
     waiting, size = list[Document](), 0
     for document in data:
@@ -82,7 +82,7 @@ def labelling(settings: CleanSettings) -> list[EachDocument]:
 
 
 def _look(step: str, settings: CleanSettings) -> Look | None:
-    """What a step does to a document; None where the settings give it nothing to do."""
+    """The function of a step; None where the settings give it nothing to do."""
     models = settings.models
     match step:
         case "domain":
@@ -104,7 +104,7 @@ def _look(step: str, settings: CleanSettings) -> Look | None:
 
 
 def units_of(document: Document) -> Units:
-    """The units of its text, which are found once for all steps."""
+    """The units of a document's text, which all steps share."""
     units: Units | None = document.metadata.get("_units")
     if units is None:
         units = document.metadata["_units"] = split(document.text)
@@ -129,7 +129,7 @@ class _Domain:
 
 
 class _Language:
-    """Labels the language, where the document does not say it, and drops what is not asked for."""
+    """Labels the language, where the document does not say it, and drops unwanted languages."""
 
     def __init__(self, settings: CleanSettings, model: str | None) -> None:
         sample = settings.language_sample
@@ -156,7 +156,7 @@ class _Language:
 
 
 class _Quality:
-    """Drops what breaks a rule; scores quality and education, where no document or model does."""
+    """Drops documents that break a rule; scores quality and education where none are given."""
 
     def __init__(self, filters: bool, models: Mapping[str, str], bounds: QualityBounds) -> None:
         self._filters, self._bounds = filters, bounds
@@ -195,7 +195,7 @@ class EvaluationSets:
 
 
 class _Models:
-    """Scores of the user's classifiers, where the document has none; drops what is unsafe."""
+    """Scores by the user's classifiers, where the document has none; drops unsafe documents."""
 
     def __init__(self, files: dict[str, str], settings: CleanSettings) -> None:
         self._models = {name: classifier(file) for name, file in files.items()}
@@ -215,7 +215,7 @@ _BETTER = ("high", "hq", "good", "positive", "safe", "educational", "yes")
 
 def _score(outputs: dict[str, float], name: str, top: float | None) -> float:
     """One number as a share of `top`. Where labels are numbers their mean, as a share of the
-    greatest; else the probability of the label that stands for good."""
+    greatest; else the probability of the label for good text."""
     if len(outputs) == 1:
         (value,) = outputs.values()
         if top is None:

@@ -1,19 +1,19 @@
-"""Steps of the user's own, named in a recipe as `module:Name` and imported for no other reason.
+"""Runs a user's own steps, named in a recipe as `module:Name` and imported for no other reason.
 
     step = OwnStep("mine:NoAdverts", {"most": 3})
     step.check()                   # ConfigError where it cannot be imported or made
     step(document)                 # the reason for dropping it, or None
 
 Name is a function, called with a document and its options: def no_adverts(document, most=3); or
-a class, made with its options, whose objects are such functions. They give None for what is to stay
-or the reason, a few words. They may change `document.text` and set labels in `document.metadata`;
-what they leave is looked at after each document. datatrove's filters and formatters are such
-classes too, as they are:
+a class, made with its options, whose objects are such functions. They give None for a document that
+stays, or the reason for dropping it, a few words. They may change `document.text` and set labels in
+`document.metadata`; both are checked after each document. datatrove's filters and formatters are
+such classes too, as they are:
 
     steps = ["domain", "datatrove.pipeline.filters:RegexFilter", "normalize", …]
 
-Those whose answer depends on the documents before it, as its PIIFormatter's, or on what they fetch,
-as its URLFilter's, give other results with other numbers of tasks: web_steps.py has both without.
+Those that depend on the documents before, as its PIIFormatter does, or on files that they fetch, as
+its URLFilter does, give other results with other numbers of tasks: web_steps.py has both without.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST_REASON = 200  # characters
 
 
 class _Left(msgspec.Struct):
-    """What a document has to have when a step leaves it; other labels are whatever JSON takes."""
+    """The text and labels that a document needs after a step; others are any that JSON takes."""
 
     text: str
     id: str
@@ -51,7 +51,7 @@ class _Left(msgspec.Struct):
 
 
 class OwnStep:
-    """Imported at its first document in each process."""
+    """A step of the user's own, imported at its first document in each process."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self._options = name, dict(options)
@@ -79,7 +79,7 @@ class OwnStep:
         )
 
     def _known(self, reason: str) -> str:
-        """The reason; ConfigError where so many differ that nobody could count by them."""
+        """The reason; ConfigError where there are too many different ones to count by."""
         self._reasons.add(reason)
         if len(self._reasons) > MOST_REASONS or len(reason) > LONGEST_REASON:
             raise ConfigError(
@@ -89,7 +89,7 @@ class OwnStep:
         return reason
 
     def check(self) -> None:
-        """Import and make it."""
+        """Import and make the step."""
         self._look  # noqa: B018
 
     @cached_property
@@ -139,7 +139,7 @@ def file_of(name: str) -> str | None:
 
 
 def _fault_of(document: Document) -> str:
-    """What a document lacks that later steps and the result need, or ""."""
+    """The fault of a document's text or labels that later steps and the result need, or ""."""
     labels = document.metadata
     if not isinstance(labels, dict):
         return f"metadata that are a table: {labels!r:.80}"
@@ -157,7 +157,7 @@ def _fault_of(document: Document) -> str:
 
 
 def _filtered(of: Callable[[Document], Any], document: Document) -> str | None:
-    """What datatrove's filters give: whether it stays, maybe with the reason why not."""
+    """The answer of datatrove's filters: None for a document that stays, or the reason."""
     given = of(document)
     kept, reason = given if isinstance(given, tuple) else (given, "filtered")
     if not (isinstance(kept, bool | np.bool_) and isinstance(reason, str)):

@@ -1,11 +1,11 @@
-"""Which files a cleaning reads, found once, and which part of them each task takes.
+"""Finds the files that a cleaning reads, once, and divides them among its tasks.
 
 The files of all inputs, in the order of their names, are cut into as many stretches of equal size
 as there are tasks: plain JSONL anywhere, other files only between one and the next. So documents
 have one order, and the first of several duplicates is the same however many tasks there are.
 
     files = find_files(settings)     # one walk through the inputs, one look at each file
-    begin(settings, files)           # notes what is asked for, and each task's shares
+    begin(settings, files)           # notes the settings, and each task's shares
     read_shares(settings, task=3)    # in task 3: its own line of plan/shares.jsonl, nothing else
 """
 
@@ -64,10 +64,10 @@ def find_files(settings: CleanSettings) -> list[InputFile]:
 
 
 def begin(settings: CleanSettings, files: Sequence[InputFile]) -> str:
-    """Note what is asked for in `out`, and what each task reads; what people should know, or "".
+    """Note the settings in `out`, and each task's shares; returns a note for people, or "".
 
-    ConfigError where another cleaning began there, or this one with other files. What one has done
-    that began with another layout of its files is done again.
+    Raises ConfigError where another cleaning began there, or this one with other files. Work that
+    was done with another layout of its files is done again.
     """
     began = settings.folder(SETTINGS).exists() and not settings.folder(REPORT).exists()
     settings.claim(state_of_files(settings, files))
@@ -90,7 +90,7 @@ def begin(settings: CleanSettings, files: Sequence[InputFile]) -> str:
 
 
 def read_shares(settings: CleanSettings, task: int) -> list[InputShare]:
-    """What a task reads. OSError where `begin` was not called."""
+    """The shares of a task. OSError where `begin` was not called."""
     ends = load(settings.folder(_SHARE_ENDS))
     start = int(ends[task - 1]) if task else 0
     with settings.folder(_SHARES).open("rb") as file:
@@ -104,7 +104,7 @@ def read_shares(settings: CleanSettings, task: int) -> list[InputShare]:
 
 
 def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:
-    """Size and time of change of each file that decides what the result is."""
+    """Size and time of change of each file on which the result depends."""
     others = list(settings.decontaminate_against)
     others += [str(f) for model in settings.models.values() for f in model_files(model)]
     others += filter(None, map(file_of, settings.own_steps()))
@@ -117,7 +117,7 @@ def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[
 
 
 def input_bytes(files: Sequence[InputFile]) -> int:
-    """How much there is to read, as it lies on disk."""
+    """Bytes of all files, as they lie on disk."""
     return sum(map(_weight, files))
 
 
@@ -141,7 +141,7 @@ class _Stretch(NamedTuple):
 
 
 def _share_out(files: Sequence[InputFile], tasks: int) -> list[list[_Stretch]]:
-    """What each task reads; files and tasks are gone through side by side, once."""
+    """The share of each task; goes once through files and tasks, side by side."""
     sizes = list(map(_weight, files))
     total, before, task = max(1, sum(sizes)), 0, 0
     shares: list[list[_Stretch]] = [[] for _ in range(tasks)]
@@ -161,7 +161,7 @@ def _share_out(files: Sequence[InputFile], tasks: int) -> list[list[_Stretch]]:
 
 
 def _weight(file: InputFile) -> int:
-    """Bytes; a text without any is a document still, and a task has to say so."""
+    """Bytes; a text without any is a document still, which a task has to report."""
     return max(file.size, is_text(file.path))
 
 

@@ -1,11 +1,11 @@
-"""The recipe of a cleaning: what is done to documents, as one TOML file that people edit and keep.
+"""Reads and writes the recipe of a cleaning, one TOML file that people edit and keep.
 
     given = read("mine.toml", {"similarity": 0.8}, ["quality.prose.max_bullets=0.5"])
     settings = CleanSettings(inputs, out, **given)
-    text(settings)           # TOML of all of it, each key with its help; what --show prints
+    text(settings)           # TOML of all of it, each key with its help; --show prints it
 
-A file names what it changes: all else stays as in `text(CleanSettings((), ""))`, which is what a
-cleaning without a recipe does. Inputs and folders are no part of it.
+A file names the settings that it changes: all others stay as in `text(CleanSettings((), ""))`, the
+recipe of a cleaning without a file. Inputs and folders are no part of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron_qwen3.toml import as_kind, below, check_keys, emit, parse_value, r
 
 FILE = "recipe.toml"
 _KIND = "a recipe of a cleaning"
-_HEAD = "# For mq3 data clean --recipe FILE. What is left out stays as it is by default."
+_HEAD = "# For mq3 data clean --recipe FILE. Keys that are left out keep their defaults."
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _OPTIONS = "options"  # the one table whose values may be of any kind
 KEYS = [one.name for one in fields(CleanSettings) if one.name not in OF_A_RUN]
@@ -32,10 +32,10 @@ KEYS = [one.name for one in fields(CleanSettings) if one.name not in OF_A_RUN]
 def read(
     path: str | None, options: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The fields of CleanSettings that a recipe is about: by default, the file, what the command
-    line's options say, and KEY=VALUE pairs with dotted keys, each in place of those before it.
+    """The fields of CleanSettings that a recipe has: by default, the file, the command line's
+    options, and KEY=VALUE pairs with dotted keys, each in place of those before it.
 
-    ConfigError names the file or the pair, the key, and what would be right.
+    Raises ConfigError with the file or the pair, the key, and valid values.
     """
     tree = tree_of(CleanSettings((), ""))
     if path:
@@ -54,12 +54,12 @@ def tree_of(settings: CleanSettings) -> dict[str, Any]:
 
 
 def text(settings: CleanSettings) -> str:
-    """The recipe as TOML that `read` reads back to the same."""
+    """The recipe as TOML, which `read` reads back to the same settings."""
     return "\n".join((_HEAD, *_lines(settings, tree_of(settings), ""))) + "\n"
 
 
 def keep(settings: CleanSettings) -> None:
-    """Write it to `out`, for who reads the folder or cleans more in the same way."""
+    """Write it to `out`, for people who read the folder or clean more in the same way."""
     path = settings.folder(FILE)
     content = text(settings).encode()
     if not path.exists() or path.read_bytes() != content:
@@ -67,7 +67,7 @@ def keep(settings: CleanSettings) -> None:
 
 
 def _kept(tree: dict[str, Any], source: str) -> dict[str, Any]:
-    """The tree, after all of it was checked: what is wrong is told of where it came from."""
+    """The tree, after a check of all of it, whose errors name `source`."""
     _values(tree, source)
     return tree
 
@@ -97,7 +97,7 @@ def _table_of(override: str) -> dict[str, Any]:
 
 
 def _keys(name: str) -> list[str]:
-    """Of a dotted name; a key with a dot in it stands in double quotes."""
+    """The keys of a dotted name; a key with a dot in it stands in double quotes."""
     return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', name)]
 
 

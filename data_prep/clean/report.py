@@ -1,4 +1,4 @@
-"""What was kept and what was dropped, why: tables for people, report.json, report.png.
+"""Reports kept and dropped documents by reason: tables for people, report.json, report.png.
 
     content = read_report(Path("runs/clean"))
     print_report(content, tables.console())
@@ -42,7 +42,7 @@ _LANGUAGES_SHOWN = 40
 
 
 class WriteReport(PipelineStep):  # type: ignore[misc]
-    """The last stage. report.json is the mark of a whole result; then what led to it can go."""
+    """The last stage. report.json marks a whole result; intermediate files can go then."""
 
     name, type = "Report", "📊 - REPORT"
 
@@ -56,7 +56,7 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
                 self._write()
         except FileNotFoundError:
             if not self.settings.folder(REPORT).exists():
-                raise  # else another copy of this task was faster, and removed what led to it
+                raise  # else another copy of this task was faster, and removed the files
         shutil.rmtree(self.settings.folder("work"), ignore_errors=True)
         yield from ()
 
@@ -76,7 +76,7 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
 
 def collect(settings: CleanSettings) -> dict[str, Any]:
     """All counts. rows: source, language, outcome, documents, bytes of text; recipe: as TOML;
-    scores: by what they were given to documents that brought none."""
+    scores: the models that scored documents without scores of their own."""
     documents: Counter[tuple[str, str, str]] = Counter()
     sizes: Counter[tuple[str, str, str]] = Counter()
     for stage in ("work/counts/label", "work/counts/write"):
@@ -135,7 +135,7 @@ def print_report(content: dict[str, Any], console: Console) -> None:
     if scored := [name for name, by in content.get("scores", {}).items() if by == HEURISTIC]:
         console.print(
             f"{shown(' and '.join(scored))}: heuristics of characters and words, where documents "
-            "brought none; no judgement of what a text says"
+            "brought none; they do not judge the content of a text"
         )
     size = content["kept_bytes"] / 1e6
     console.print(
@@ -158,7 +158,7 @@ def _by_outcome(rows: list[Any], total: int) -> Table:
     for outcome, count in documents.most_common():
         share, size = count / max(1, total), sizes[outcome] / 1e6
         lines.append([outcome, f"{count:,}", f"{share:.1%}", f"{size:,.1f}"])
-    return table(lines, "What became of documents")
+    return table(lines, "Outcome of documents")
 
 
 def _by_language(rows: list[Any]) -> Table:
@@ -196,7 +196,7 @@ def _problem_table(content: dict[str, Any]) -> Table:
     for row in content["first_problems"]:
         lines.append([row["file"], str(row["line"]), f"{row['kind']}: {row['detail']}"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
-    title = f"What could not be read: {kinds}; all in problems.jsonl"
+    title = f"Unreadable: {kinds}; all in problems.jsonl"
     return table(lines, title, words=("file", "problem"))
 
 
@@ -234,7 +234,7 @@ def _draw(content: dict[str, Any]) -> bytes:
 
 
 def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
-    """What could not be read, in the order of files; lines are counted from the file's first."""
+    """Unreadable lines, in the order of files; lines are counted from the file's first."""
     before: Counter[str] = Counter()
     for path in _task_files(settings, "work/problems", ".jsonl"):
         with path.open("rb") as file:
@@ -249,5 +249,5 @@ def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
 
 
 def _task_files(settings: CleanSettings, folder: str, suffix: str) -> list[Path]:
-    """By their names, so that one that is not there is missed and not left out."""
+    """The files of all tasks by their names, so that a missing one is an error."""
     return [settings.file(folder, task, suffix) for task in range(settings.tasks)]

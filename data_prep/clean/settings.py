@@ -1,11 +1,11 @@
-"""What a cleaning is asked to do, and where its files lie.
+"""The settings of a cleaning, and the places of its files.
 
     settings = CleanSettings(inputs=(CleaningInput("web", "dumps/2024"),), out="out", tasks=8)
-    settings.validate()                             # ConfigError with all that is wrong
-    settings.file("documents", 3, ".jsonl.zst")     # what task 3 writes there
+    settings.validate()                             # ConfigError with every fault
+    settings.file("documents", 3, ".jsonl.zst")     # task 3's file there
 
-The same object goes, pickled, to every task on every machine. `recipe.py` reads and writes what of
-it is about documents as TOML.
+The same object goes, pickled, to every task on every machine. `recipe.py` reads and writes as TOML
+those settings that are about documents.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _MODELS_HELP = f"Classifiers (fastText, ONNX; language: glotlid) by {', '.join(M
 _STEPS = ", ".join(STEPS)
 # Settings that are no part of a recipe.
 OF_A_RUN = ("inputs", "out", "tasks", "hidden", "documents", "against", "keep_index")
-# Settings by the names that folders know who were begun before they were called otherwise, and the
-# values that those have who do not name them.
+# Older names of settings, which folders that were begun with them still have, and the values of
+# settings that they do not name.
 _NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
 _VALUES_BEFORE: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
 _SHOWN_DIFFERENCES = 5
@@ -56,14 +56,14 @@ class CleaningInput(NamedTuple):
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """inputs: what to read; out: the folder of the result; tasks: how many parts it is done in.
+    """inputs: files to read; out: the folder of the result; tasks: number of parts of the work.
 
-    hidden: whether files and folders of a folder whose names begin with a dot are read, as
-    cleanings do that began before there was a choice. documents: folder or URL of the result, where
+    hidden: whether files and folders of a folder whose names begin with a dot are read, as in
+    cleanings that began before there was a choice. documents: folder or URL of the result, where
     that is not OUT/documents.
     against: folders of earlier cleanings, whose documents count as those that are kept; keep_index:
-    whether this one leaves what later ones need for that. All others are keys of a recipe, by these
-    names, and say there what they are.
+    whether this one leaves the index that later ones need for that. All others are keys of a
+    recipe, by these names, which explains them.
     """
 
     inputs: tuple[CleaningInput, ...]
@@ -74,7 +74,7 @@ class CleanSettings:
     against: tuple[str, ...] = ()
     keep_index: bool = False
     format: str = setting(JSONL, "of the result: jsonl, as .jsonl.zst, or parquet")
-    text_field: str = setting("text", "what the text is called in the files")
+    text_field: str = setting("text", "name of the text in the files")
     keep_fields: tuple[str, ...] = setting(
         (ALL,), "which stay with documents besides their labels: names, all or none"
     )
@@ -85,7 +85,7 @@ class CleanSettings:
         600, "characters of three places that the language is read from; fewer: faster"
     )
     undetermined: bool = setting(False, "whether `und` is kept too")
-    filters: bool = setting(True, "whether what breaks a bound of [quality] is dropped")
+    filters: bool = setting(True, "whether documents that break a bound of [quality] are dropped")
     min_safety: float = setting(0.5, "the least that the safety model must say")
     decontaminate_against: tuple[str, ...] = setting((), "files whose passages are to be absent")
     contamination_run: int = setting(13, "units, or tokens of `tokenizer`, that are a passage")
@@ -94,12 +94,12 @@ class CleanSettings:
         0.75, "documents this much alike are duplicates; over 1: equal ones"
     )
     signatures: Signing = field(
-        default=Signing(), metadata={"help": "What near-duplicates are found by."}
+        default=Signing(), metadata={"help": "Signatures by which near-duplicates are found."}
     )
     models: Mapping[str, str] = field(default_factory=dict, metadata={"help": _MODELS_HELP})
     top_scores: Mapping[str, float] = field(
         default_factory=dict,
-        metadata={"help": "What counts as 1 of models that give one number: 5 of marks to 5."},
+        metadata={"help": "Best output of models that give one number: 5 of marks to 5."},
     )
     quality: QualityBounds = field(
         default_factory=QualityBounds,
@@ -118,7 +118,7 @@ class CleanSettings:
         return self.folder(folder) / f"{task:05d}{suffix}"
 
     def validate(self) -> None:
-        """ConfigError with every fault that can be seen before anything is read."""
+        """Raise ConfigError with every fault that can be seen before anything is read."""
         if faults := "\n".join(self._faults()):
             raise ConfigError(faults)
 
@@ -140,7 +140,7 @@ class CleanSettings:
                 if len(label) > LONGEST_LABEL:
                     yield f"the label {label!r} has over {LONGEST_LABEL} characters"
             if not is_url(given.path) and not os.path.exists(given.path):
-                yield f"{given.path} does not exist"  # of URLs whoever looks for the files says so
+                yield f"{given.path} does not exist"  # for URLs the search for files reports it
 
     def _place_faults(self) -> Iterator[str]:
         """Folders that lie within each other, however their paths are spelt."""
@@ -245,14 +245,14 @@ class CleanSettings:
                 yield f"{name} is given, but steps does not name {step}, which heeds it"
 
     def own_steps(self) -> list[str]:
-        """Those of the user's own."""
+        """Steps of the user's own."""
         return [step for step in self.steps if step not in STEPS]
 
     def claim(self, files: Mapping[str, list[int]]) -> None:
         """Note these settings in `out`; ConfigError where another cleaning began there.
 
-        files: size and time of all that is read. Tasks are stretches of their bytes, so those that
-        were done and those to come must find the same.
+        files: size and time of every input. Tasks are stretches of their bytes, so tasks that are
+        done and those to come must find the same files.
         """
         path = self.folder(SETTINGS)
         asked = {**as_tree(self), "files": dict(files)}
@@ -276,7 +276,7 @@ class CleanSettings:
         write_json(path, asked)
 
     def check_folder(self) -> None:
-        """ConfigError where `out` has something else in it."""
+        """Raise ConfigError where `out` has something else in it."""
         if self.folder(SETTINGS).exists():
             return
         if any(path.name != LOCK for path in Path(self.out).glob("*")):
@@ -310,7 +310,7 @@ def _has_files(place: str) -> bool:
 
 
 def _here(place: str) -> Path | None:
-    """Where a folder of this machine lies, links followed; None of one elsewhere, or none."""
+    """The path of a folder of this machine, links followed; None of one elsewhere, or none."""
     scheme, _, below = place.partition("://")
     if not place or (is_url(place) and scheme not in ("file", "local")):
         return None
@@ -318,7 +318,7 @@ def _here(place: str) -> Path | None:
 
 
 def tasks_begun(out: Path) -> int | None:
-    """How many tasks the cleaning has that began in a folder; None where none did."""
+    """Number of tasks of the cleaning that began in a folder; None where none did."""
     path = out / SETTINGS
     return int(_begun(path)["tasks"]) if path.exists() else None
 
@@ -348,9 +348,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_result(path: Path) -> None:
-    """ConfigError where the folder is that of a cleaning, whose result is within, or not yet whole.
+    """Raise ConfigError where the folder is that of a cleaning, not of its result, or not yet
+    whole.
 
-    Beside the result lies what was dropped, and documents are there before all of them are.
+    Dropped documents lie beside the result, which has some documents before it is whole.
     """
     if _is_cleaning(path):
         raise ConfigError(
@@ -369,13 +370,13 @@ def _is_cleaning(folder: Path) -> bool:
 
 
 def _changed(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
-    """The first files that are new, gone or not what they were."""
+    """The first files that are new, gone or changed."""
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first settings that are others, by their dotted names, with both values."""
+    """The first settings that differ, by their dotted names, with both values."""
     old, new = (dict(_leaves(tree, "")) for tree in (before, now))
     names = [
         name

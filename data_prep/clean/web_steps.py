@@ -1,4 +1,4 @@
-"""Steps for text of the web, which a recipe names where it wants them: none is done by default.
+"""Steps for text of the web, for recipes that name them; by default none is done.
 
     steps = ["data_prep.clean.web_steps:BlockedUrls", "domain", "normalize", …,
              "data_prep.clean.web_steps:PersonalData", "contamination"]
@@ -20,7 +20,7 @@ from megatron_qwen3.config import ConfigError
 
 
 class BlockedUrls:
-    """By datatrove's lists of domains, URLs and words; options are those of its URLFilter."""
+    """Drops documents by datatrove's lists of domains, URLs and words; options: its URLFilter's."""
 
     def __init__(self, **options: Any) -> None:
         try:
@@ -43,13 +43,13 @@ class BlockedUrls:
             return None
         try:
             kept = self._filter.filter(document)
-        except ValueError:  # what no URL is like: a port that is none, half a bracket
+        except ValueError:  # no URL: a port that is none, half a bracket
             return "url no URL"
         return None if kept is True else f"url {kept[1].replace('_', ' ')}"
 
 
 class PersonalData:
-    """E-mail and public IP addresses become made-up ones; options are those of PIIFormatter."""
+    """Replaces e-mail and public IP addresses by made-up ones; options are PIIFormatter's."""
 
     def __init__(self, **options: Any) -> None:
         from datatrove.pipeline.formatters import PIIFormatter

@@ -1,1 +1,1 @@
-"""From an inventory of shards and a recipe to a curriculum: recipe.py, sampling.py, plan.py."""
+"""Plans a curriculum from an inventory of shards and a recipe: recipe.py, sampling.py, plan.py."""

@@ -1,11 +1,11 @@
-"""The cells of an inventory, divided by labels: the stretches of shards that sources are made of.
+"""Divides the cells of an inventory by labels: each part has the stretches of shards of a source.
 
     for part in divided(inventory, ["source", "language", "domain"], marks):
         part.values, part.shards, part.packed
 
 Cells lie in their shards in the order of their labels, so those that a source has of a shard are
-often neighbours: they become one stretch. Memory is some 100 bytes for each cell that there is, and
-what the parts take.
+often neighbours: they become one stretch. Memory is some 100 bytes for each cell of the inventory,
+and that of the parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SUMS = ("tokens", "filler", *LENGTHS)
 
 
 class Divided(NamedTuple):
-    """What has these values of labels. packed: None where texts simply follow each other."""
+    """The text with these values of labels. packed: None where texts simply follow each other."""
 
     values: tuple[str, ...]
     shards: Sequence[ShardFile]
@@ -45,7 +45,7 @@ class _Stretches(NamedTuple):
 def divided(inventory: Inventory, labels: Sequence[str], marks: Mapping[str, str]) -> list[Divided]:
     """The combinations of values of `labels` that have tokens, in the order of their first cells.
 
-    marks: by path of a shard, what its contents are known by, or nothing.
+    marks: by path of a shard, the mark of its contents, or nothing.
     """
     parts, files = _Parts(), _Numbers()
     found = [_Stretches(*[np.zeros(0, np.int64)] * 4)]
@@ -87,7 +87,7 @@ class _Numbers:
 
 
 class _Parts(_Numbers):
-    """With the sums of their cells' counts."""
+    """Numbers for combinations, with the sums of their cells' counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Parts(_Numbers):
         self._row_lengths: list[int] = []
 
     def add(self, columns: Columns, part_N: Int64) -> None:
-        """Count what the combinations have in these cells."""
+        """Add the counts of these cells to those of their combinations."""
         size = len(self.numbers)
         self._row_lengths += [0] * (size - len(self._row_lengths))
         for name, sums in self._sums.items():

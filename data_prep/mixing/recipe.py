@@ -1,9 +1,10 @@
-"""The recipe of a curriculum: what each stage is made of, as a TOML file that people edit.
+"""Reads the recipe of a curriculum, the mixture of each stage, a TOML file that people edit.
 
     recipe = load("examples/curriculum.toml", ["general.tokens=2e9"])
 
-`examples/curriculum.toml` explains every key. Everything wrong is a ConfigError that says where it
-stands and what would be right; what labels there are only the inventory knows: `plan.py` asks it.
+`examples/curriculum.toml` explains every key. Everything wrong is a ConfigError that names the
+place and valid values; the labels themselves are only known to the inventory: `plan.py` checks
+them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class CellShare:
         return {name: values for name in Labels._fields if (values := getattr(self, name))}
 
     def has(self, labels: Mapping[str, str]) -> bool:
-        """Whether text with these labels is of it."""
+        """Whether text with these labels belongs to it."""
         return all(labels[name] in values for name, values in self.labels.items())
 
 
@@ -67,7 +68,7 @@ class StageRecipe:
 
     @property
     def labels(self) -> set[str]:
-        """The labels that decide something."""
+        """The labels that it uses."""
         return {*self.weights, *self.shares, *(name for cell in self.cells for name in cell.labels)}
 
 
@@ -83,12 +84,13 @@ class Recipe:
 
     @property
     def labels(self) -> set[str]:
-        """The labels that decide something in any stage."""
+        """The labels that any stage uses."""
         return {label for stage in self.stages for label in stage.labels}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe file with `STAGE.KEY=VALUE` or `KEY=VALUE` pairs put in place of what it says."""
+    """A recipe file with the values of `STAGE.KEY=VALUE` or `KEY=VALUE` pairs in place of its
+    own."""
     tree = read_toml(path, "a recipe")
     for override in overrides:
         _put(tree, override)
@@ -122,7 +124,7 @@ def _recipe(tree: Mapping[str, Any], path: str) -> Recipe:
     check_keys(tree, [f.name for f in fields(Recipe)], path)
     stages = tree.get("stages")
     if not isinstance(stages, dict) or not stages:
-        raise ConfigError(f"{path}: no stages; write [stages.general] and what it is made of")
+        raise ConfigError(f"{path}: no stages; write [stages.general] and its mixture")
     found = tuple(_stage(name, table, path) for name, table in stages.items())
     recipe: Recipe = replace(as_kind({**tree, "stages": []}, Recipe, path), stages=found)
     for key in ("seed", "held_out", "held_out_tokens"):

@@ -1,4 +1,4 @@
-"""How tokens are shared among languages, and what a cap on epochs makes of it.
+"""Shares tokens among languages, within a cap on epochs.
 
 `fill` gives everyone in proportion to a preference, but no one more than a capacity. With equal
 preferences it is UniMax; with tokens to the power 1/temperature it is temperature sampling, whose
@@ -16,7 +16,7 @@ from data_prep.mixing.recipe import TEMPERATURE, UNIMAX
 def fill(budget: float, preferences: Sequence[float], capacities: Sequence[float]) -> list[float]:
     """min(capacity, level · preference) of each, with the level at which they add up to `budget`.
 
-    In ascending order of capacity / preference each takes its part of what is left, or its
+    In ascending order of capacity / preference each takes its part of the rest, or its
     capacity: with equal preferences Algorithm 1 of UniMax (Chung et al. 2023, arXiv 2304.09151),
     whose N · |D_l| is the capacity. The capacities add up to `budget` at least.
     """
@@ -35,7 +35,7 @@ def fill(budget: float, preferences: Sequence[float], capacities: Sequence[float
 
 
 def language_preferences(sampling: str, temperature: float, tokens: Sequence[float]) -> list[float]:
-    """What each language should have, adding up to 1, from how many tokens it has.
+    """Each language's preferred share, adding up to 1, by its number of tokens.
 
     temperature: p ∝ tokens^(1/T) (Devlin's multilingual BERT, T = 1/0.7; Arivazhagan et al. 2019,
     arXiv 1907.05019, section 4.2; Conneau et al. 2020, arXiv 1911.02116, equation 1, α = 1/T);

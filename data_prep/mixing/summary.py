@@ -1,4 +1,4 @@
-"""What the stages of a curriculum see, by label: the numbers of its tables and pictures.
+"""Adds up the tokens of a curriculum's stages by label, for its tables and pictures.
 
 for row in summary(stage, "language"):
     row.value, row.tokens, row.share, row.epochs, row.note
@@ -20,10 +20,10 @@ FILLER = "filler"
 class SummaryRow:
     """The sources of one stage with one value of a label.
 
-    available: their training tokens; tokens, share: what the stage reads of them, and which part
-    of the stage that is; natural: which part of all text they are; epochs: how often the stage
-    reads them on average; most: how often the most read of them was read at its end, stages before
-    included; used_up: how many of them have nothing left.
+    available: their training tokens; tokens, share: those that the stage reads, and their part of
+    the stage; natural: their part of all text; epochs: how often the stage reads them on average;
+    most: how often the most read of them was read at its end, stages before included; used_up: how
+    many of them have nothing left.
     """
 
     value: str
@@ -38,7 +38,7 @@ class SummaryRow:
 
     @property
     def note(self) -> str:
-        """What a person should notice, in a few words."""
+        """A note for people, in a few words."""
         if not self.tokens:
             return "not read"
         notes = [f"up to {self.most:.1f} epochs"] if self.most > 1.005 else []

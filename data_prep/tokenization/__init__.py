@@ -1,5 +1,5 @@
-"""Documents become shards of tokens: shuffled, resumable, by any number of processes.
+"""Tokenizes documents into shards: shuffled, resumable, by any number of processes.
 
-Read corpus.py (the run), plan.py (what it is made of), groups.py, work.py and spill.py (the
+Read corpus.py (the run), plan.py (its parts), groups.py, work.py and spill.py (the
 shuffle), in this order.
 """

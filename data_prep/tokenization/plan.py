@@ -1,9 +1,9 @@
-"""What a tokenization is made of: its inputs, its settings, and the work they fall into.
+"""Plans a tokenization: its inputs, its settings, and the units of its work.
 
     plan = make_plan(["data/clean/documents"], Settings("tokenizer"))
     settle(plan, out)               # ConfigError where OUT was begun with other inputs or settings
 
-The work depends on inputs and settings alone, never on who does it. A group is a run of whole files
+The work depends on inputs and settings alone, never on its workers. A group is a run of whole files
 of about `group_bytes`: it is shuffled as one and belongs to one task. Its units are tokenized
 independently of each other: byte ranges of plain JSONL, whole files of other kinds.
 """
@@ -40,17 +40,17 @@ from megatron_qwen3.shown import shown
 PLAN = "plan.json"
 OURS = (INVENTORY, INVENTORY_JSON, "tokenizer", "groups", "work", "problems")  # written beside it
 UNIT_BYTES = 1 << 26
-SHARD_TOKENS, SHARD_TOKENS_APART = 10**9, 64 * 10**6  # where nobody says how many
+SHARD_TOKENS, SHARD_TOKENS_APART = 10**9, 64 * 10**6  # by default
 DEFAULTED = ("source", "language", "domain")
-# settings that plans have which do not name them
+# Values of settings in plans of old, which do not name them.
 _OF_OLD = {"hidden": True, "pack": 0, "keep_fields": [NONE], "apart": True}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shards depend on besides the documents.
+    """The settings on which the shards depend besides the documents.
 
-    tokenizer: folder or tokenizer.json. names: what fields are called in the files, where that is
+    tokenizer: folder or tokenizer.json. names: names of fields in the files, where that is
     not their own name. defaults: source, language or domain of documents that have none.
     apart: whether each combination of labels has shards of its own, as in plans that began before
     there was a choice; otherwise all of a group share them. shard_tokens: about how many a shard
@@ -75,7 +75,7 @@ class Settings:
 
     @property
     def most_tokens(self) -> int:
-        """Of a shard."""
+        """Tokens of a shard, at most."""
         usual = SHARD_TOKENS_APART if self.apart else SHARD_TOKENS
         return usual if self.shard_tokens is None else self.shard_tokens
 
@@ -90,7 +90,7 @@ class TokenizeInput(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What one worker tokenizes at a time: a part of input number `input`."""
+    """A part of input number `input` that one worker tokenizes at a time."""
 
     number: int
     input: int
@@ -99,7 +99,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizePlan:
-    """groups: which inputs, by number, belong to each."""
+    """groups: numbers of the inputs of each."""
 
     settings: Settings
     inputs: tuple[TokenizeInput, ...]
@@ -111,15 +111,16 @@ class TokenizePlan:
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> TokenizePlan:
-    """ConfigError where a path does not exist or holds no documents, or a setting is wrong."""
+    """Raises ConfigError where a path does not exist or holds no documents, or a setting is
+    wrong."""
     _check(settings)
     inputs = find_inputs(paths, settings.hidden)
     return TokenizePlan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
 
 
 def as_begun(settings: Settings, out: Path) -> Settings:
-    """The settings, and where they say nothing what a plan begun in `out` has: the files that it
-    chose to read, what its shards are; no other fields where it began when nothing was kept."""
+    """The settings, with those of a plan begun in `out` where they are left open: the choice of
+    files, the kind of shards; no other fields where it began when nothing was kept."""
     path = out / PLAN
     if not path.exists():
         return replace(settings, shard_tokens=settings.most_tokens)
@@ -142,7 +143,8 @@ def find_inputs(
 ) -> tuple[TokenizeInput, ...]:
     """The files of documents, by name. suffixes: of those that are taken from folders.
 
-    ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
+    Raises ConfigError where a path does not exist, holds none, or belongs to an unfinished
+    cleaning.
     """
     urls = sorted({os.fspath(path) for path in paths if is_url(path)})
     here = [Path(path) for path in paths if not is_url(path)]
@@ -160,7 +162,7 @@ def find_inputs(
 
 
 def parts(file: TokenizeInput) -> list[FilePart]:
-    """Of a plain file its stretches of about UNIT_BYTES, of another the whole."""
+    """A plain file's stretches of about UNIT_BYTES, or another file as a whole."""
     if not is_splittable(file.path):
         return [FilePart(file.path, 0, file.size)]
     starts = range(0, max(1, file.size), UNIT_BYTES)
@@ -174,7 +176,7 @@ def units_of(inputs: Sequence[TokenizeInput], chosen: Iterable[int]) -> list[Uni
 
 
 def check_apart(out: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
-    """ConfigError where what is written would lie within an input."""
+    """Raise ConfigError where the output would lie within an input."""
     for path in (Path(path) for path in paths if not is_url(path)):
         if out.resolve().is_relative_to(path.resolve()):
             raise ConfigError(
@@ -201,7 +203,7 @@ def settle(plan: TokenizePlan, out: Path) -> str:
 
 
 def _identity(plan: TokenizePlan) -> dict[str, Any]:
-    """What must be equal for a folder to be continued. Where files lie may differ."""
+    """The values that must be equal for a folder to be continued. Paths of files may differ."""
     settings = asdict(plan.settings)
     tokenizer = tokenizer_json(settings.pop("tokenizer"))
     settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
@@ -214,7 +216,7 @@ def identity_of(inputs: Sequence[TokenizeInput]) -> list[list[Any]]:
 
 
 def check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """ConfigError where two identities, settings and inputs as they are in JSON, are not equal."""
+    """Raise ConfigError where two identities, settings and inputs as in JSON, are not equal."""
     if differences := _differences(before, now):
         raise ConfigError(
             f"{out} was begun with other inputs or settings: {differences}; "
@@ -237,7 +239,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def check_names(names: Mapping[str, str]) -> None:
-    """ConfigError where a name is unknown, or a field would be two things."""
+    """Raise ConfigError where a name is unknown, or a field would be two things."""
     _check_known("names", names, NAMES)
     for called in names.values():
         same = [name for name in NAMES if names.get(name, name) == called]
@@ -295,7 +297,7 @@ def _files(path: Path, hidden: bool, suffixes: tuple[str, ...]) -> Iterable[Path
 
 
 def _remote_files(url: str, hidden: bool, suffixes: tuple[str, ...]) -> Iterator[RemoteFile]:
-    """Those at a URL; of a folder without what is hidden in it."""
+    """Files at a URL; of a folder without hidden ones."""
     found = files_below(url)
     is_file = len(found) == 1 and found[0].below(url) == ""
     for file in found:

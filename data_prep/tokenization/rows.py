@@ -1,12 +1,12 @@
-"""Documents as the cells of the rows that they are packed into.
+"""Packs documents into rows, and groups the rows into cells.
 
     for cell, text_R, rows, files in in_rows(table, inputs, labels, row_length):
         Content(cell, chunks(rows, files), text_R)      # for write_shard
 
 Documents of all lengths share rows: those of 16 to 32 thousand tokens leave room in a row of 32,768
 that no other of them fits into. So the length that rows are labelled with is that of the longest
-text in them, of a document that is cut what is in the row; and the cell says how many of its
-tokens are of texts of each length.
+text in them, of a cut document the length of its part there; and the cell counts its
+tokens by the lengths of their texts.
 """
 
 from __future__ import annotations

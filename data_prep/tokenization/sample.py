@@ -1,4 +1,4 @@
-"""Text to train a tokenizer on: a sample of documents in which no language drowns the others.
+"""Samples text to train a tokenizer on, so that no language drowns the others.
 
     sample = DocumentSample(["data/clean/documents"], {}, sample_bytes=1e9)
     sample.measure(tick)               # bytes of each language, once through the files
@@ -28,8 +28,8 @@ from megatron_qwen3.shown import shown
 class DocumentSample:
     """Documents drawn by a hash of where they stand: the same for the same inputs and seed.
 
-    names: what fields are called in the files. read_bytes: of the files at most, the beginning of
-    each before the rest of any. Bad lines are passed over. tick: told of bytes that were read.
+    names: names of fields in the files. read_bytes: of the files at most, the beginning of each
+    before the rest of any. Bad lines are passed over. tick: called with counts of bytes read.
     available, sampled: bytes of text of each language.
     """
 
@@ -52,7 +52,7 @@ class DocumentSample:
 
     @property
     def num_bytes(self) -> int:
-        """Of the files that are read, once."""
+        """Bytes of the files that are read, once."""
         return sum(part.end - part.start for _, part in self._parts)
 
     def measure(self, tick: Callable[[int], None]) -> None:

@@ -1,13 +1,13 @@
-"""Tokenized documents on their way to the shards: runs sorted by label and by a random key.
+"""Stores tokenized documents on their way to the shards: runs sorted by label and a random key.
 
 To shuffle more than memory holds is to sort it by random keys (Knuth, The Art of Computer
 Programming 3, 5.4): documents are collected up to RUN_BYTES, sorted, and written as a run; a shard
 is one range of keys, read from every run in one piece each, and sorted. A document's key is a hash
 of the seed and of where the document stands, so that the order depends on nothing else.
 
-    run = write_run(path, [table, table])       # of some MB each -> SpilledRun: what lies where
+    run = write_run(path, [table, table])       # of some MB each -> SpilledRun: its sections
     table, inputs = read_piece(sources, dtype, piece=0, pieces=3)
-    chunks(table, inputs)                       # what write_shard takes
+    chunks(table, inputs)                       # for write_shard
 
 A run, for D documents: keys (u64 × D), ROW × D, their tokens' ids, and their own ids, with the
 fields that are kept (`kept_fields.note`), end to end.
@@ -68,7 +68,7 @@ class Section(NamedTuple):
 
 
 class SpilledRun(NamedTuple):
-    """A run's file, what it holds, and the sections that it falls into."""
+    """A run's file, its counts, and its sections."""
 
     name: str
     tokens: int
@@ -197,7 +197,7 @@ def _read(source: InputSection, dtype: np.dtype[Any], low: int, high: int) -> To
 
 
 def _span(rows: npt.NDArray[Any], start: str, length: str) -> slice:
-    """Where what sorted rows point to lies: in one piece, from which they count afterwards."""
+    """The span that sorted rows point into, in one piece; their starts then count from it."""
     if not len(rows):
         return slice(0, 0)
     first, last = int(rows[start][0]), int(rows[start][-1])

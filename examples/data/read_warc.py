@@ -1,4 +1,4 @@
-"""Crawled pages (WARC) become documents: JSON lines with text, id, url and date, for a cleaning.
+"""Turns crawled pages (WARC) into documents for a cleaning: JSON lines with text, id, url and date.
 
     python -m pip install -e '.[data,warc]'
     python examples/data/read_warc.py crawl/ --out data/crawl --tasks 64 --workers 8

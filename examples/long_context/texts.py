@@ -1,4 +1,4 @@
-"""Writes texts whose every symbol follows from what came before, far away or near.
+"""Writes texts whose every symbol follows from earlier ones, far away or near.
 
     python examples/long_context/texts.py --out runs/long_context/data
 

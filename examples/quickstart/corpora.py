@@ -1,4 +1,4 @@
-"""The quickstart's five small corpora, out of what is here anyway: no download.
+"""The quickstart's five small corpora, out of files that are here anyway: no download.
 
     multilingual   texts/<language>.txt beside this file, original prose in many scripts
     docs           documentation of some of Python's own library modules, and help topics
@@ -130,7 +130,7 @@ def _read(path: Path) -> str:
 
 
 def _documentation(path: Path) -> str:
-    """What the docstrings of a module say, under the names and signatures they belong to."""
+    """The docstrings of a module, under the names and signatures they belong to."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

@@ -1,10 +1,10 @@
-"""Collects the quickstart's documents, with their labels, out of what is here anyway.
+"""Collects the quickstart's documents, with their labels, out of files that are here anyway.
 
     python examples/quickstart/prepare.py --out runs/quickstart/data/documents
 
 The folder then holds one NAME.jsonl for each corpus of corpora.py, as tools/tokenize_corpus.py
-reads it; data.sh goes on from there. A manifest, written last, names what the documents were made
-from; a second call that would make the same does nothing.
+reads it; data.sh goes on from there. A manifest, written last, records the sources of the documents
+by hash; a second call that would make the same does nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> None:
 def prepare(out: Path) -> dict[str, Any]:
     """Make the documents where they are missing or out of date; returns the manifest.
 
-    ConfigError where the folder holds anything else: nothing but what was made here is removed.
+    Raises ConfigError where the folder holds anything else: only files that were made here are
+    removed.
     """
     made_from = _fingerprint()
     manifest = _read_manifest(out)
@@ -69,7 +70,7 @@ def _parent(out: Path) -> Path:
 
 
 def _make_room(out: Path, sources: set[str]) -> None:
-    """Remove what an earlier call made; ConfigError where anything else is there."""
+    """Remove the files of an earlier call; ConfigError where anything else is there."""
     ours = {"manifest.json", *(f"{name}.jsonl" for name in sources)}
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if others := sorted(found - ours):
@@ -102,7 +103,7 @@ def _print_table(sources: dict[str, dict[str, int]]) -> None:
 
 
 def _fingerprint() -> str:
-    """What the documents depend on: this code, the texts and Python's own library."""
+    """A hash of everything the documents depend on: this code, the texts, Python's own library."""
     digest = hashlib.sha256(sys.version.encode())
     here = Path(__file__).parent
     for file in sorted([*here.glob("*.py"), *here.glob("texts/*.txt")]):

@@ -1,7 +1,8 @@
 """Worked problems for the quickstart: questions, the steps that solve them, and the answer.
 
 Made by code from a seed, so they cost no download and every step is right by construction: a small
-model can learn to write them, and what it writes can be checked. Each kind of problem is a function
+model can learn to write them, and its answers can be checked. Each kind of problem is a function
+
 of a random generator; `worked_problems` draws from all of them and drops repetitions.
 
     documents = worked_problems(megabytes=1.2, seed=0)

@@ -1,4 +1,4 @@
-"""Make dialogs to train on, from queries and somebody's answers, and say what was dropped and why.
+"""Make dialogs to train on, from queries and a model's answers, and report the dropped ones.
 
     python tools/build_dialogs.py cold-start --queries tasks.jsonl \\
         --generator http://localhost:8000/v1 --out data/cold_start \\
@@ -15,10 +15,10 @@ A query is a line of JSON with "messages", the last a user's, and maybe "id", "d
 answers is a folder of ours (run, checkpoint, Hugging Face's format) or any endpoint of OpenAI's
 protocol; its key stands in the environment variable OPENAI_API_KEY.
 
-OUT/dialogs.jsonl is for tools/tokenize_dialogs.py; OUT/report.html and report.json tell what was
-dropped, why, with examples, OUT/dropped.jsonl of each query and answer. Answers are kept as they
-come (OUT/answers.jsonl): killed, stopped or with a dead endpoint, the same command goes on, and
-other filters work on the answers that are there.
+OUT/dialogs.jsonl is for tools/tokenize_dialogs.py; OUT/report.html and report.json count dropped
+queries and answers by reason, with examples, and OUT/dropped.jsonl lists them. Answers are kept as
+they come (OUT/answers.jsonl): killed, stopped or with a dead endpoint, the same command goes on,
+and other filters work on the answers that are there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _PASSAGE_TOKENS = 13
 
 COMMON = {
     DrawSettings: "how answers are drawn",
-    AnswerSettings: "what an answer may be",
+    AnswerSettings: "bounds of an answer",
     VerifySettings: "verifying",
     EndpointLimits: "endpoints",
     Local: "models of ours",
@@ -73,7 +73,7 @@ COMMON = {
 
 
 class BuildJob(NamedTuple):
-    """All that a build is made of."""
+    """All parts of a build."""
 
     work: BuildWork
     tables: Mapping[type, Any]
@@ -93,8 +93,8 @@ class BuildJob(NamedTuple):
 
 
 class Build(NamedTuple):
-    """A subcommand. tables: of settings, each with a heading; roles: who is asked besides
-    --generator, and what for."""
+    """A subcommand. tables: of settings, each with a heading; roles: models besides --generator,
+    and the task of each."""
 
     purpose: str
     tables: Mapping[type, str]
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def run(given: argparse.Namespace) -> int:
-    """Check all that was given, open who is asked, and build; the exit status."""
+    """Check all arguments, open the models, and build; the exit status."""
     build = BUILDS[given.build]
     kinds = (*build.tables, *COMMON)
     tables: dict[type, Any] = {kind: options.taken(kind, given) for kind in kinds}
@@ -157,7 +157,7 @@ def _build(job: BuildJob, given: argparse.Namespace, problems: Sequence[QueryPro
 
 
 def _about(job: BuildJob, given: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, without what only the machine is concerned with."""
+    """The job's settings, without those that concern the machine alone."""
     machine = (VerifySettings, EndpointLimits, Local)
     settings: dict[str, Any] = {}
     for table, values in job.tables.items():
@@ -183,7 +183,7 @@ def _read(
 
 
 def _passages(given: argparse.Namespace) -> Passages | None:
-    """Of the validation items: ConfigError where they cannot be read, before anything is asked."""
+    """Of the validation items: ConfigError where they cannot be read, before any query is sent."""
     if not given.validation:
         return None
     if not given.tokenizer:
@@ -202,7 +202,7 @@ def _passages(given: argparse.Namespace) -> Passages | None:
 
 
 def _names(given: argparse.Namespace, build: Build) -> dict[str, str]:
-    """Who is asked, by role. ConfigError where two models of ours would be open at a time."""
+    """The models by role. ConfigError where two models of ours would be open at a time."""
     names = {"generator": given.generator}
     for role in build.roles:
         if name := getattr(given, role):
@@ -261,7 +261,7 @@ BUILDS = {
     ),
     "fusion": Build(
         "answers in both modes, with flags",
-        {fusion.FusionSettings: "how much of what", FlagSettings: "flags"},
+        {fusion.FusionSettings: "shares and counts", FlagSettings: "flags"},
         {"plain_generator": "answers without thinking", "judge": "grades by checklists"},
         _fusion,
     ),
@@ -275,9 +275,9 @@ BUILDS = {
 
 
 _QUERIES = {
-    "cold-start": "what is asked, as described above; each line with a verifier",
+    "cold-start": "questions, as described above; each line with a verifier",
     "fusion": "that are answered with thinking; each line with a verifier",
-    "distill": "what the teacher is asked, as described above; a verifier is no must",
+    "distill": "questions to the teacher, as described above; a verifier is optional",
 }
 
 
@@ -298,8 +298,8 @@ def _parser(prog: str | None) -> Parser:
             option, text = f"--{role.replace('_', '-')}", what
             text += "" if role == "judge" else "; default: the generator"
             add(option, default="", metavar="MODEL", help=text)
-        add("--out", type=Path, required=True, metavar="FOLDER", help="for dialogs.jsonl and what "
-            "else is made; made, or gone on with where the same command began it")  # fmt: skip
+        add("--out", type=Path, required=True, metavar="FOLDER", help="for dialogs.jsonl and the "
+            "reports; made, or gone on with where the same command began it")  # fmt: skip
         add("--validation", nargs="+", default=[], metavar="FILE",
             help="items that no query and no answer may resemble")  # fmt: skip
         add("--tokenizer", default="", metavar="FOLDER", help="whose tokens --validation counts")
@@ -310,7 +310,7 @@ def _parser(prog: str | None) -> Parser:
             options.add(command, table, title)
     teacher = commands.add_parser(
         "teacher",
-        help="what a teacher thinks of each trained token of tokenized dialogs",
+        help="a teacher's probabilities at each trained token of tokenized dialogs",
         description=teacher_targets.__doc__,
     )
     teacher_targets.add_arguments(teacher)

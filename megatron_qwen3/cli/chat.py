@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None, prog: str = "mq3 chat") -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Check all that was given, load the model, and talk, on this rank."""
+    """Check all arguments, load the model, and talk, on this rank."""
     source, config = checked(given.source, given.settings)
     history = given.history if launcher.rank() == 0 else None  # others may not see the file
     conversation = Conversation.begun(
@@ -55,7 +55,7 @@ def run(given: argparse.Namespace) -> None:
 
 def _parser(prog: str) -> Parser:
     parser = add_model(Parser(prog=prog, description=__doc__))
-    text = "go on from what /save wrote; --system takes the place of its system message"
+    text = "conversation that /save wrote, to go on with; --system replaces its system message"
     parser.add_argument("--history", type=Path, metavar="JSONL", help=text)
     add_sampling(parser)
     return parser

@@ -1,9 +1,9 @@
-"""Whether checkpoints are what was saved: every file, with its checksum.
+"""Verify that checkpoints are as they were saved: every file, by its checksum.
 
     mq3 checkpoint runs/8b/pretrain_1_general/checkpoints/step_00001000
     mq3 checkpoint runs/8b/*/checkpoints/*
 
-Prints a line for every file that is not what was saved, and `intact` where there is none.
+Prints a line for every file that differs from the saved one, and `intact` where none does.
 """
 
 from collections.abc import Sequence

@@ -13,12 +13,12 @@
 An input is a path, NAME=PATH, or NAME:DOMAIN=PATH: a file or folder, here or by URL (s3://, hf://,
 gs://), of JSONL (.gz, .zst), Parquet, plain text or source code. NAME, of a path alone its own
 name, and DOMAIN label documents that do not say it themselves. OUT/documents holds the result, for
-tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was dropped and why,
-OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not be read. Killed or
+tools/tokenize_corpus.py; OUT/report.json, report.png and `show` count dropped documents by reason,
+OUT/dropped and OUT/duplicates list them, OUT/problems.jsonl unreadable input. Killed or
 stopped, the same command goes on where it was, also with other cores.
 
 Documents that bring no `quality` and `education` get heuristics of characters and words, from 0 to
-1: no judgement of what they say, for which --quality-model and --education-model are.
+1, which do not judge their content; --quality-model and --education-model do.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     text = "print the recipe that these options make, no more"
     printed("--show", action="store_true", help=text)
     printed("--json", action="store_true", help="print the report as JSON instead of tables")
-    text = "what the text is called in the files: text=content"
+    text = "name of the text in the files: text=content"
     add("--field", dest="text_field", type=_text_field, metavar="OURS=THEIRS", help=text)
     add("--text-field", help=argparse.SUPPRESS)
     add(
@@ -123,9 +123,9 @@ def _add_what(run: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="earlier cleanings: what is like their documents is dropped",
+        help="earlier cleanings: documents like theirs are dropped",
     )
-    add("--keep-index", action="store_true", help="leave what later cleanings need for --against")
+    add("--keep-index", action="store_true", help="keep the index of documents for --against")
     add("--contamination-run", type=int, metavar="N", help="default: 13")
     add("--tokenizer", metavar="FOLDER", help="compare evaluation data in its tokens, not in words")
     for name in ("language", "domain", "quality", "education", "safety"):
@@ -195,7 +195,7 @@ def _run(given: argparse.Namespace) -> int:
     given.memory_gb = _by_stage("--memory-gb", given.memory_gb, 4)
     files = plan.find_files(settings)
     size = plan.input_bytes(files)
-    listed = stages.stages(settings, size)  # which tells what is wrong before the folder is made
+    listed = stages.stages(settings, size)  # which raises errors before the folder is made
     for note in filter(None, (plan.not_read(settings), read.tokenizer_note(settings))):
         print(shown(note), file=sys.stderr)
     if given.slurm and not stages.is_done(settings):
@@ -246,7 +246,7 @@ def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> b
 
 
 def _by_stage(option: str, values: Sequence[str], default: float) -> dict[str, float]:
-    """Numbers by the stages that they are for, "" for the others: of 4 and groups=64."""
+    """Numbers by their stages, "" for the others: of 4 and groups=64."""
     from data_prep.clean.stages import STAGES
 
     found = {"": default}

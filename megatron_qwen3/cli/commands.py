@@ -1,12 +1,12 @@
-"""Every command by name, and how one is started.
+"""Lists every command by name, and starts one.
 
-    mq3 data clean --out runs/clean web=dumps/2024        # what setup.py installs: `start`
+    mq3 data clean --out runs/clean web=dumps/2024        # the script of setup.py: `start`
     python -m megatron_qwen3 data clean --out …           # the same
     python tools/clean_corpus.py run --out …              # from a checkout: `run`
 
 A command's module is imported when it is called, so that help for all of them costs nothing. The
-base install has no torch and none of what a corpus needs: a command that misses a package says
-which extra of setup.py has it.
+base install has neither torch nor the packages for corpora: a command that misses a package names
+the extra of setup.py that has it.
 """
 
 import importlib
@@ -22,8 +22,8 @@ from megatron_qwen3.toml import did_you_mean
 
 class Command(NamedTuple):
     """module: has `main(arguments, prog)`, which gives the exit status; prints_results: standard
-    output is what it is for, so that losing it to a full disk is a failure; is_one_of_several: the
-    last word of its name is one of the module's own commands."""
+    output is the command's result, so that losing it to a full disk is a failure;
+    is_one_of_several: the last word of its name is one of the module's own commands."""
 
     module: str
     purpose: str
@@ -62,7 +62,7 @@ COMMANDS = {
         "megatron_qwen3.cli.tokenize_dialogs", "tokenize dialogs and pairs into sets to train on"
     ),
     "plan": _study("the fastest layouts of a model on a cluster"),
-    "memory": _study("what a run holds on each GPU"),
+    "memory": _study("a run's memory on each GPU"),
     "dry-run": _study("every rank's part of a run, without running it"),
     "launch": Command(
         "megatron_qwen3.cli.launch", "check runs and submit them to SLURM", prints_results=True
@@ -101,10 +101,10 @@ COMMANDS = {
     "study validate": _study("compare the planner with published runs"),
     "study fit": _study("fit the planner to published runs"),
     "completion": Command(
-        "megatron_qwen3.cli.completion", "what a shell needs to complete all this", True
+        "megatron_qwen3.cli.completion", "code for a shell that completes all this", True
     ),
 }
-# Where what else a word may be taken for is to be found.
+# Other words for commands, by which people may look for them.
 _ELSEWHERE = {
     "build-dialogs": "data build",
     "curriculum": "data mix",
@@ -114,7 +114,7 @@ _ELSEWHERE = {
     "score-answers": "score",
     "tokenize-dialogs": "data dialogs",
 }
-GROUPS = {"data": "raw text to what is trained on", "study": "measure many runs"}
+GROUPS = {"data": "raw text to training data", "study": "measure many runs"}
 _WIDTH = max(map(len, COMMANDS))
 HELP = """\
 usage: mq3 COMMAND …
@@ -124,7 +124,7 @@ a training takes them:
 
 {}
 
-mq3 COMMAND --help says what each takes, with examples:
+mq3 COMMAND --help shows the options of each, with examples:
 
     mq3 data clean --out runs/clean web=dumps/2024
     mq3 train examples/stages/pretrain_1_general.toml examples/models/tiny_dense.toml
@@ -190,7 +190,7 @@ def _call(name: str, arguments: list[str]) -> int:
 
 
 def installed(main: Callable[[], int]) -> int:
-    """What `main` returns; 2 and one line where it misses a package that an extra has."""
+    """The status of `main`; 2 and one line where it misses a package that an extra has."""
     try:
         return main()
     except ModuleNotFoundError as error:
@@ -217,7 +217,7 @@ def _help(group: str) -> str:
 
 
 def _unknown(group: str, word: str) -> int:
-    """Say what a word may have been meant for."""
+    """Print the command that an unknown word may mean."""
     typed = f"{group} {word}".strip()
     lasts = {name.rpartition(" ")[2]: name for name in COMMANDS}
     meant = _ELSEWHERE.get(word) or lasts.get(word)
@@ -242,7 +242,7 @@ def _complete_names() -> None:
 
 
 def start() -> NoReturn:
-    """`mq3`: call what the command line names, and exit."""
+    """`mq3`: call the command that the command line names, and exit."""
     words = sys.argv[1:]
     if "_ARGCOMPLETE" in os.environ:
         words = os.environ["COMP_LINE"].split()[1:]
@@ -251,7 +251,7 @@ def start() -> NoReturn:
 
 
 def run(name: str, caller: str) -> None:
-    """Be the command `name` and exit, where `caller`, a module's __name__, says it was started.
+    """Be the command `name` and exit, if `caller`, a module's __name__, means that it was started.
 
     Processes that a command starts import the file that it was started from under another name:
     there nothing happens.

@@ -1,4 +1,4 @@
-"""Shell completion: what a shell runs to complete commands, options and their values.
+"""Complete commands, options and their values in a shell.
 
     source <(mq3 completion bash)                                          # in ~/.bashrc
     source <(mq3 completion zsh)                                           # in ~/.zshrc

@@ -4,8 +4,8 @@
     mq3 config examples/stages/pretrain_1_general.toml examples/models/qwen3_8b.toml optim.lr=2e-4
     mq3 config runs/8b/pretrain_1_general
 
-With files, folders of runs and key=value pairs, what `train` would read from them: checked, as one
-TOML file.
+With files, folders of runs and key=value pairs, the settings that `train` would read from them:
+checked, as one TOML file.
 """
 
 import sys

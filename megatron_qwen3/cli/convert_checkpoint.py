@@ -11,8 +11,8 @@ GPU, no ranks and little memory, whatever the size of the model; OUT appears whe
 from-hf's OUT goes into checkpoint.init_from. Without --dtype every bit stays; with it, every tensor
 becomes bfloat16 or float32, rounded to the nearest, ties to even. verify computes logits of both
 and exits with 1 where they differ by more than rounding. A reward model (run.mode = "reward") is
-Qwen3ForSequenceClassification or Qwen3MoeForSequenceClassification there, with one label; what its
-chat template makes of a conversation ends at the <|im_end|> where the reward is read.
+Qwen3ForSequenceClassification or Qwen3MoeForSequenceClassification there, with one label; its chat
+template ends a conversation at the <|im_end|> where the reward is read.
 
 YaRN stands in config.json, for transformers 4 and 5, as the checkpoint has it or as settings of
 [rope] on the command line say: a model that was trained without it can be read with it. Dual Chunk
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     try:
         status: int = given.run(given)
         return status
-    except (ConfigError, OSError) as error:  # a full disk, say; what was half written is gone
+    except (ConfigError, OSError) as error:  # a full disk, say; half-written files are gone
         print(f"error: {shown_lines(error)}", file=sys.stderr)
         return 2
 
@@ -109,7 +109,7 @@ def _commands() -> list[_Command]:
             _inspect,
             lambda _: None,
             ("source",),
-            "print what a model of either format is made of",
+            "print the shape of a model of either format",
             "inspect runs/quickstart/stage_3_long_context",
         ),
     ]
@@ -168,7 +168,7 @@ def _from_hf(given: argparse.Namespace) -> int:
 
 
 def _long_notes(given: argparse.Namespace) -> list[str]:
-    """What is told of Dual Chunk Attention: that it was left out, or that its factor is fixed."""
+    """Notes on Dual Chunk Attention: that it was left out, or that its factor is fixed."""
     from megatron_qwen3.convert.hf_config import has_dca
 
     if not given.dca:
@@ -207,9 +207,9 @@ def _to_hf(given: argparse.Namespace) -> int:
 
 
 def _rope_of(source: Path, pairs: list[str]) -> RopeConfig | None:
-    """The checkpoint's table [rope] with what the command line says; None where it has none.
+    """The checkpoint's table [rope] with the command line's values; None where it has none.
 
-    Checked with the model alone: how it was trained has no part in it.
+    Checked with the model alone: the settings of its training do not matter.
     """
     for pair in pairs:
         if not pair.startswith("rope."):
@@ -228,7 +228,7 @@ def _rope_of(source: Path, pairs: list[str]) -> RopeConfig | None:
 
 
 def _rope_notes(source: Path, rope: RopeConfig | None, pairs: list[str]) -> list[str]:
-    """What is odd about the settings of [rope] for a model that was trained as this one."""
+    """Notes on settings of [rope] that are odd for a model that was trained as this one."""
     if rope is None:
         return []
     length = settings.load([source / "config.toml"]).data.sequence_length
@@ -242,10 +242,10 @@ def _rope_notes(source: Path, rope: RopeConfig | None, pairs: list[str]) -> list
 
 
 def _dca_length(rope: RopeConfig | None, asked: int | None) -> tuple[int, str]:
-    """Tokens of config_1m.json, 0 where there is to be none; and what is told of it.
+    """Tokens of config_1m.json, 0 where it is not to be written; and a note on it.
 
-    Asked for it is to be written, or to fail. Else a model that servers cannot run so is written
-    without it.
+    If the command line asks for the file, it is written or the command fails. Otherwise a model
+    that servers cannot run with it is written without it.
     """
     from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault, original_of
 

@@ -1,4 +1,4 @@
-"""How good a model is at tasks whose answers are verified, with and without thinking.
+"""Measure how well a model does tasks whose answers are verified, with and without thinking.
 
     python tools/evaluate_model.py runs/post_3_fusion --tasks math.jsonl --out runs/eval/fusion
     python tools/evaluate_model.py runs/export --tasks gym:chain_sum,size=100 gym:gcd --samples 8 \\
@@ -17,7 +17,7 @@ thinking budget, lengths of thinking, how many answers were cut, and how often t
 each answer with its score, the reason, its thinking and its text. Answers are kept as they come
 (OUT/answers.jsonl): the same command goes on, also after a stop or with a dead endpoint.
 
---max-tokens is what `generate --max-new-tokens` is: of thinking and answer together, and of the
+--max-tokens is the same as `generate --max-new-tokens`: of thinking and answer together, and of the
 text that is inserted where a budget cuts thinking. Lengths of thinking leave that text out.
 """
 
@@ -58,7 +58,7 @@ RESULTS, PAGE, SAMPLES, ANSWERS = "results.json", "report.html", "samples.jsonl"
 
 
 TABLES = {
-    EvaluationSettings: "what is asked",
+    EvaluationSettings: "tasks and sampling",
     VerifySettings: "verifying",
     EndpointLimits: "endpoints",
     Local: "models of ours",
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def run(given: argparse.Namespace) -> int:
-    """Check all that was given, ask, verify, and write what was found; the exit status."""
+    """Check all arguments, ask, verify, and write the results; the exit status."""
     check_folder("--out", given.out)
     settings = options.taken(EvaluationSettings, given)
     verify = options.taken(VerifySettings, given)

@@ -1,4 +1,4 @@
-"""What options of one name mean, in whatever command they stand.
+"""Types of the options that several commands have, so that a name means the same in each.
 
     add("--group", type=size(1e9), dest="group_gb")    # 64GB, 500MB
     add("--time", type=hours, dest="hours")            # 12:00:00
@@ -6,7 +6,7 @@
     add_share(add, of=1)                               # --task-id 3 --num-tasks 64
 
 A name that an option had before is taken as well and not shown. Each of these is the type of an
-option: what is wrong is one line and status 2.
+option: a wrong value is one line and status 2.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Add = Callable[..., Any]
 
 
 def size(unit: float, is_counted: bool = False) -> Callable[[str], float]:
-    """The type of an option that is a number of bytes: in units of `unit`, as it is kept.
+    """The type of an option that is a number of bytes, kept in units of `unit`.
 
     k, M, G and T are powers of 1000, Ki to Ti of 1024. A number alone is refused: SLURM would read
     MB, others bytes. is_counted: of tokens, where it is their number.

@@ -1,4 +1,4 @@
-"""What a folder of shards holds, where a document came from, and whether all is as it was written.
+"""List the contents of a folder of shards, trace a document's origin, and verify checksums.
 
     python tools/inspect_shards.py table data/tokens --by language length
     python tools/inspect_shards.py show data/tokens/shards/00000/00000 17
@@ -7,16 +7,17 @@
 
 table adds up the inventory by one or more labels; a cell is a stretch of a shard whose documents
 have the same labels. show prints a document's input file, line and id,
-and its text, from its tokens; of a set of dialogs a sample, in which ⟦ and ⟧ enclose what is
-trained. verify reads every shard, or the files of a set, and compares them with their checksums.
+and its text, from its tokens; of a set of dialogs a sample, in which ⟦ and ⟧ enclose the
+trained part. verify reads every shard, or the files of a set, and compares them with their
+checksums.
 
     python tools/inspect_shards.py find data/tokens https://example.org/page --field url
     python tools/inspect_shards.py remove data/tokens https://example.org/page --field url \\
         --reason "asked for by the author" --runs runs
 
 find reads the provenance of all shards. remove writes end-of-text over the documents that it finds:
-lengths, places and so all runs stay, nobody is trained on them any more. It says which of the runs
-and curricula below --runs have read them, and refuses while one of them, or a process of this
+lengths, places and so all runs stay, and no run trains on them any more. It names the runs and
+curricula below --runs that have read them, and refuses while one of them, or a process of this
 machine, reads their shards. Killed, it goes on with the next `remove`.
 """
 
@@ -52,7 +53,8 @@ ROWS_SHOWN = 200
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """The exit status: 0 all is well, 1 a shard is not what was written, 2 a wrong file or name."""
+    """The exit status: 0 all is well, 1 a shard differs from its checksums, 2 a wrong file or
+    name."""
     given = _parser(prog).parse_args(arguments)
     try:
         status: int = given.run(given)
@@ -175,7 +177,7 @@ def _show_sample(given: argparse.Namespace) -> int:
 
 
 def _marked(tokenizer: tokenizers.Tokenizer, ids: Any, trained: Any) -> str:
-    """The text of a sample, what is trained between ⟦ and ⟧."""
+    """The text of a sample, with its trained parts between ⟦ and ⟧."""
     borders = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
     runs = [(ids[a:b].tolist(), trained[a]) for a, b in pairwise(borders)]
     texts = [(tokenizer.decode(run, skip_special_tokens=False), learnt) for run, learnt in runs]

@@ -3,10 +3,10 @@
     python tools/launch.py train STAGE.toml MODEL.toml [key=value …] --nodes 4 [--show]
     python tools/launch.py chain MODEL.toml [key=value …] --nodes 4 [--show]
 
-What a job would find out after an hour in the queue is told in a second: a layout that does not
-fit the nodes, tensor-parallel ranks that NVLink does not join, a state that no GPU holds, a missing
-file, a time limit that comes before the first checkpoint. Call it in the checkout, as jobs are, so
-that relative paths mean the same.
+It reports in a second the errors that a job would meet after an hour in the queue: a layout that
+does not fit the nodes, tensor-parallel ranks that NVLink does not join, a state that no GPU holds,
+a missing file, a time limit that comes before the first checkpoint. Call it in the checkout, as
+jobs are, so that relative paths mean the same.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _parser(prog: str | None) -> Parser:
         nargs="+",
         action="append",
         metavar=("FILE.toml", "FILE.toml | key=value"),
-        help="a stage, and what holds for it alone; default: the three of examples/stages",
+        help="a stage, and settings for it alone; default: the three of examples/stages",
     )
     for command in (train, chain):
         _add_options(command)
@@ -109,7 +109,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--show", action="store_true", help="print the commands, submit nothing")
     add("--skip-files", action="store_true", help="data and checkpoints cannot be seen from here")
-    add = command.add_argument_group("what the job asks for").add_argument
+    add = command.add_argument_group("resources of the job").add_argument
     add("--nodes", type=_count, required=True)
     add("--gpus-per-node", type=_count, default=8, help="also the ranks of a node; default 8")
     add("--server-nodes", type=_count_or_none, help="of them for servers of vLLM; default 0")
@@ -141,11 +141,11 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         help="GPUs that NVLink joins; default: a node's, or a rack's",
     )
     add("--gpu", default="h100", help="planner/hardware/NAME.toml or your own file; default h100")
-    add = command.add_argument_group("what it runs in").add_argument
+    add = command.add_argument_group("environment of the job").add_argument
     add("--setup", help="a shell file of the site, sourced first: module load, NCCL_IB_HCA=")
     add("--venv", help="virtual environment; default: .venv of the checkout")
     add("--container", help="image that is used instead: a .sif or .sqsh file, docker://…")
-    add("--runtime", choices=launch_container.RUNTIMES, help="what runs it; default: by its name")
+    add("--runtime", choices=launch_container.RUNTIMES, help="its program; default: by its name")
     add("--mounts", help="folders that it sees besides those of the runs: /home/me/hub:/hub")
     add("--restarts", type=_count_or_none, help="when a rank dies, in one allocation; default 3")
 
@@ -223,7 +223,8 @@ def _faults(
 
 
 def _memory_faults(config: Config) -> Iterator[str]:
-    """What a job's GPUs refuse: its script has their memory grow, unless the environment says."""
+    """Settings that a job's GPUs refuse: its script lets memory grow, unless the environment
+    forbids."""
     given = os.environ.get(_ALLOCATOR, "")
     if config.overlap.nccl_buffers and (not given or "expandable_segments:True" in given):
         yield (
@@ -238,7 +239,7 @@ def _follows(config: Config, before: Config) -> bool:
 
 
 def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
-    """What is wrong with the run's folder, its data and the checkpoint that it starts from."""
+    """Faults of the run's folder, of its data and of the checkpoint that it starts from."""
     try:
         folder.check_writable(config.run_dir)
     except ConfigError as error:
@@ -301,7 +302,7 @@ def _check_tasks(config: Config) -> None:
         open_source(source.path, source.name)
 
 
-# What a mode trains on: ConfigError where that is not there, or not fit for it.
+# Checks of the training data of a mode: ConfigError where it is missing, or not fit for the mode.
 CHECKS_OF_DATA: dict[str, Callable[[Config], object]] = {
     "pretrain": _check_sources,
     "sft": DialogMixture,
@@ -312,7 +313,7 @@ CHECKS_OF_DATA: dict[str, Callable[[Config], object]] = {
 
 
 def _work(config: Config, layout: Layout) -> str:
-    """How much there is to do."""
+    """The amount of work, in words."""
     if updates := config.batch_updates:
         asked, batches = config.rollouts, -(-config.steps // updates)
         return (
@@ -326,7 +327,7 @@ def _work(config: Config, layout: Layout) -> str:
 
 
 def _summary(config: Config, allocation: Allocation) -> str:
-    """What the job will be, in a few lines."""
+    """A summary of the job, in a few lines."""
     layout = Layout.of(config, allocation.world_size)
     sizes = {name: size for name, size in layout.counts().items() if size > 1}
     for name in ("world_size", "micro_batches", *(() if config.model.num_experts else _SPARSE)):

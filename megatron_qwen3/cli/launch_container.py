@@ -1,11 +1,11 @@
-"""The container of a job: which folders it sees, what runs it, and what is missing for that.
+"""Describes the container of a job: the folders that it sees, its runtime, and missing parts.
 
     given = completed(given, configs)    # --container a whole path, --mounts all that runs touch
-    faults(given), notes(given)          # what would end the job, and what might
+    faults(given), notes(given)          # errors that would end the job, and that might
 
 Jobs find all of it in variables (`examples/slurm/environment.sh`), as they do where sbatch is
-called by hand; what QWEN3_CONTAINER, QWEN3_RUNTIME and QWEN3_MOUNTS say holds here, too, where no
-option says otherwise.
+called by hand; values of QWEN3_CONTAINER, QWEN3_RUNTIME and QWEN3_MOUNTS hold here, too, unless an
+option replaces them.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def is_path(image: str) -> bool:
 
 
 def runtime(given: argparse.Namespace) -> str:
-    """What runs the image where nobody says: apptainer for a .sif file, a folder or docker://…"""
+    """The default runtime of the image: apptainer for a .sif file, a folder or docker://…"""
     image = given.container
     if given.runtime:
         return str(given.runtime)
@@ -113,11 +113,11 @@ def faults(given: argparse.Namespace, looks_at_files: bool) -> Iterator[str]:
 
 
 def notes(given: argparse.Namespace) -> Iterator[str]:
-    """What the nodes may have although it is missing here."""
+    """Programs that are missing here, although the nodes may have them."""
     if not given.container or runtime(given) != "apptainer" or given.setup:
         return
     if not (shutil.which("apptainer") or shutil.which("singularity")):
-        yield "apptainer is not on PATH here: nodes must have it, or --setup name what loads it"
+        yield "apptainer is not on PATH here: nodes must have it, or --setup load it"
 
 
 def folders(configs: Iterable[Config], seen: Iterable[Path]) -> list[str]:

@@ -1,7 +1,7 @@
-"""From checked runs to sbatch's command lines: `show` prints them, `submit` runs them.
+"""Makes sbatch's command lines of checked runs: `show` prints them, `submit` runs them.
 
-No shell reads what a person typed: sbatch gets its options and the run's settings as a list of
-arguments, and the job's script takes them as "$@"; paths of the environment go as variables.
+No shell reads words that a person typed: sbatch gets its options and the run's settings as a list
+of arguments, and the job's script takes them as "$@"; paths of the environment go as variables.
 """
 
 import argparse
@@ -28,19 +28,19 @@ _VARIABLES += ("server_nodes", "node_servers")
 
 @dataclass(frozen=True)
 class Submission:
-    """One job: what its script is called with, and the settings that this means."""
+    """One job: the arguments of its script, and the settings that they give."""
 
     arguments: tuple[str, ...]
     config: Config
 
     @property
     def script(self) -> str:
-        """What the job runs: a script of its own where the model samples answers."""
+        """The job's script: one of its own where the model samples answers."""
         return RL if belongs("rollouts", self.config.run.mode) else TRAIN
 
 
 def show(runs: list[Submission], given: argparse.Namespace) -> None:
-    """Print a shell script that submits the runs, and what SLURM says to the first of them."""
+    """Print a shell script that submits the runs, and SLURM's answer to the first of them."""
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in _variables(given).items())
     for number, run in enumerate(runs, start=1):
         after = _BEFORE if number > 1 else given.after
@@ -75,7 +75,7 @@ def submit(runs: list[Submission], given: argparse.Namespace) -> None:
 
 
 def _check_with_slurm(run: Submission, given: argparse.Namespace) -> None:
-    """ConfigError for what SLURM lets into the queue and never starts."""
+    """Raise ConfigError for a job that SLURM would queue and never start."""
     rows = subprocess.run(["sinfo", "-h", "-o", "%P %l"], capture_output=True, text=True).stdout
     for name, limit in map(str.split, rows.splitlines()):
         # The default partition is marked.
@@ -87,7 +87,7 @@ def _check_with_slurm(run: Submission, given: argparse.Namespace) -> None:
     if foreseen.returncode:
         raise ConfigError(
             f"SLURM could not start it: {foreseen.stderr.strip()}; look at sinfo, and where nodes "
-            "are only down for now, what --show prints submits it all the same"
+            "are only down for now, the script that --show prints submits it all the same"
         )
 
 
@@ -116,7 +116,7 @@ def parse_time(text: str) -> int:
 
 
 def command(run: Submission, given: argparse.Namespace, after: str = "") -> list[str]:
-    """What submits a run; `after` is the job that must have ended well before it starts."""
+    """The command that submits a run; the job `after` must have ended well before it starts."""
     words = [f"--{name}={value}" for name, value in options(run, given, after).items() if value]
     return ["sbatch", "--parsable", *words, *given.sbatch, run.script, *run.arguments]
 
@@ -124,7 +124,7 @@ def command(run: Submission, given: argparse.Namespace, after: str = "") -> list
 def options(
     run: Submission, given: argparse.Namespace, after: str = ""
 ) -> dict[str, str | int | None]:
-    """sbatch's options by their long names; what has no value is left to the script."""
+    """sbatch's options by their long names; those without a value are left to the script."""
     folder = str(run.config.run_dir)
     passed_on = {name.replace("_", "-"): getattr(given, name) for name in _OPTIONS}
     return passed_on | {

@@ -5,11 +5,11 @@
     python tools/mix_curriculum.py locate RUN STEP ROW
 
 mix reads the inventory that tools/tokenize_corpus.py left in the folder SHARDS, and a recipe,
-which says what each stage is made of; examples/curriculum.toml is the one for Qwen3's stages and
-explains every key. It prints what each stage will see, writes the curriculum for data.curriculum,
-and beside it a page with tables and pictures. What cannot be, more tokens than may be read, is
-refused with the way out. locate says which documents a row of a step was made of, and where they
-came from.
+which gives the sources of each stage; examples/curriculum.toml is the one for Qwen3's stages and
+explains every key. It prints the documents of each stage, writes the curriculum for
+data.curriculum, and beside it a page with tables and pictures. A recipe that cannot be met, with
+more tokens than may be read, is refused with the way out. locate lists the documents that a row of
+a step was made of, and where they came from.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def _parser(prog: str | None) -> Parser:
     mix.set_defaults(run=_mix)
     mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.parquet")
     mix.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says"
+        "settings", nargs="*", metavar="KEY=VALUE", help="replaces a value of the recipe"
     )
     default = ROOT / "examples" / "curriculum.toml"
     is_there = default.is_file()  # it comes with a checkout, not with an installed package
@@ -76,10 +76,10 @@ def _parser(prog: str | None) -> Parser:
     )
     mix.add_argument("--out", type=Path, metavar="FILE", help="default: curriculum.json in SHARDS")
     mix.add_argument(
-        "--after", type=Path, metavar="RUN", help="go on from what this run has read up to now"
+        "--after", type=Path, metavar="RUN", help="go on from the tokens that this run has read"
     )
     mix.add_argument("--no-page", action="store_true", help="write no page with pictures")
-    show = commands.add_parser("show", help="print what the stages of a curriculum see", **text)
+    show = commands.add_parser("show", help="print the documents of a curriculum's stages", **text)
     show.set_defaults(run=_show)
     show.add_argument("curriculum", type=Path, metavar="FILE.json")
     for command in (mix, show):
@@ -115,9 +115,9 @@ def _mix(given: argparse.Namespace) -> None:
     if again := manifests.put_together_otherwise(rest, before.sources.values()):
         print(
             shown(
-                f"{manifests.listed(again)} are put together otherwise than in {given.after}: what "
-                "it read of them comes again. To go on, mix by the same labels (a weight of 1 is "
-                "enough) and the same held_out"
+                f"{manifests.listed(again)} are put together otherwise than in {given.after}: "
+                "tokens that it read of them come again. To go on, mix by the same labels (a "
+                "weight of 1 is enough) and the same held_out"
             )
         )
     taken = f"data.sources=[] data.curriculum={out} data.stage=…"
@@ -131,14 +131,14 @@ def _mix(given: argparse.Namespace) -> None:
 
 
 def _marks(inventory: Inventory) -> dict[str, str]:
-    """By path, what the contents of each shard with tokens are known by."""
+    """By path, the mark that identifies the contents of each shard with tokens."""
     shards = paths(inventory)
     found = fingerprint.marks([str(inventory.folder / path) for path in shards])
     return dict(zip(shards, found, strict=True))
 
 
 def _read_before(run: Path | None) -> ReadBefore:
-    """What a run and the stages before it have read up to its newest checkpoint, if one is given.
+    """Tokens that a run and the stages before it read up to its newest checkpoint, if it is given.
 
     ConfigError where its folder holds no record or no checkpoint.
     """
@@ -208,7 +208,7 @@ def _global_row(given: argparse.Namespace) -> int:
     rank, ranks = given.rank
     record = RunRecord.read(given.folder)
     if record is None or given.step < 1:
-        return int(given.row)  # locate says what is wrong
+        return int(given.row)  # locate raises the error
     batch = record.part_of(given.step - 1).global_batch
     if ranks < 1 or batch % ranks:
         raise ConfigError(

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, usual: str = "", **settings: Any) -> None:
-        """usual: the command among its own that is meant where none of them is typed."""
+        """usual: the command of its own that is meant where the first word names none."""
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
         )

@@ -1,4 +1,4 @@
-"""How well a model reads beyond the length that it was trained with: loss by position, passkeys.
+"""Measure how well a model reads beyond the length that it was trained with.
 
     python tools/read_long.py runs/pretrain_3_long_context --texts books.jsonl --out runs/long
     python tools/read_long.py export/qwen3-8b --trained 32768 --lengths 32768 65536 131072 \\
@@ -11,13 +11,13 @@ longest length are read, up to --count of them, the same at every length. plain 
 and nothing else; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
 setting for all lengths, that of the longest: where none exceeds the trained one, yarn is plain;
 both is YaRN's frequencies at DCA's positions. own is the model's own table [rope], read where it
-has one, with what rope.KEY=VALUE changes of it; the other ways make theirs.
+has one, changed by rope.KEY=VALUE; the other ways make theirs.
 
 A pass key, which stands at even depths of a text, is found where the model would write all of it,
-token for token. A model that was not trained on words is asked otherwise: --key-said "[{key}]"
---key-asked "<{key}".
+token for token. For a model that was not trained on words the questions are set otherwise:
+--key-said "[{key}]" --key-asked "<{key}".
 
-OUT/report.html draws loss by position and what was found, OUT/results.json has all numbers.
+OUT/report.html draws loss by position and found pass keys, OUT/results.json has all numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SEED = 1
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """The exit status: 0 done, 2 something that was given is wrong."""
+    """The exit status: 0 done, 2 an argument is wrong."""
     given = entry.parse(_parser(prog), arguments)
     try:
         _run(given)
@@ -103,7 +103,7 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _run(given: argparse.Namespace) -> None:
-    """Check all that was given, then measure every way at every length."""
+    """Check all arguments, then measure every way at every length."""
     launcher.check()
     words = passkey.Words(given.key_said, given.key_asked, given.key_digits)
     words.check()
@@ -147,7 +147,7 @@ def _configs(
     if ropes and (others or not given.ways):
         raise ConfigError(
             f"{ropes[0]}: {', '.join(others)} set the table [rope] themselves; valid: --ways own, "
-            "which is the model's with what you change of it"
+            "which is the model's with your changes"
         )
     configs = {}
     for way in ways:

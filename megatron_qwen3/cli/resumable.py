@@ -1,4 +1,4 @@
-"""How a command ends that goes on when it is called again: `return status_of(work)`."""
+"""Ends a command that goes on when it is called again: `return status_of(work)`."""
 
 import sys
 from collections.abc import Callable

@@ -7,7 +7,7 @@
     python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
 
 Each command's --help has examples. Commands live in cli/scaling, one module each: `add_parser`
-says what it takes, the function it sets as `run` does it and returns the exit status.
+adds its options, and the function that it sets as `run` does the work and returns the exit status.
 """
 
 import importlib

@@ -8,7 +8,7 @@
 A line is {"messages": […, assistant]}, or {"messages", "answer"}, {"messages", "answers": […]} or
 {"messages", "chosen", "rejected"}; an answer is a text, a message or a list of messages. Each line
 comes back with its "score", or "scores" in the answers' order. Of pairs the share that is ranked as
-given is told at the end, too. All lines are looked at before the first is scored.
+given is printed at the end, too. All lines are checked before the first is scored.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing 
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """The exit status: 0 done, 2 something that was given is wrong."""
+    """The exit status: 0 done, 2 an argument is wrong."""
     given = entry.parse(_parser(prog), arguments)
     try:
         _run(given)
@@ -72,7 +72,7 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _run(given: argparse.Namespace) -> None:
-    """Check all that was given, load the model, and score, on this rank."""
+    """Check all arguments, load the model, and score, on this rank."""
     source, config = checked(given.model, given.settings, head="scalar")
     is_first = launcher.rank() == 0
     if given.out and is_first:
@@ -87,7 +87,7 @@ def _run(given: argparse.Namespace) -> None:
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []
     with _target(given.out, is_first) as target, Bar("answers", total, is_shown=is_first) as bar:
-        # What is no UTF-8 is no JSON, unless its characters are written as numbers.
+        # Output that is not UTF-8 is no JSON, unless its characters are written as numbers.
         as_numbers = codecs.lookup(target.encoding).name != "utf-8"
         for batch in _batches(read_answers(given.answers, chat), at_once):
             answers = [ids for asked in batch for ids in asked.answers]

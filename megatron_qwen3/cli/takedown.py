@@ -25,7 +25,7 @@ MOST, LISTED = 100, 20
 
 
 def add_commands(commands: Any, text: dict[str, Any]) -> None:
-    """To the parser of inspect_shards; text: what all its commands say."""
+    """Add both to the parser of inspect_shards; text: description of all its commands."""
     finding = commands.add_parser("find", help="documents by url, id or any kept field", **text)
     finding.set_defaults(run=_find)
     _add_query(finding)
@@ -40,9 +40,9 @@ def add_commands(commands: Any, text: dict[str, Any]) -> None:
         type=Path,
         default=[],
         metavar="PATH",
-        help="runs, curricula, or folders of them: those that read the documents are told",
+        help="runs, curricula, or folders of them: those that read the documents are named",
     )
-    remove.add_argument("--dry-run", action="store_true", help="say what would be done")
+    remove.add_argument("--dry-run", action="store_true", help="list the documents, change nothing")
     remove.add_argument(
         "--most", type=int, default=MOST, metavar="N", help=f"documents at once; default: {MOST}"
     )
@@ -50,7 +50,7 @@ def add_commands(commands: Any, text: dict[str, Any]) -> None:
 
 def _add_query(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="of shards")
-    command.add_argument("values", nargs="*", metavar="VALUE", help="what is looked for")
+    command.add_argument("values", nargs="*", metavar="VALUE", help="value to look for")
     kept: dict[str, Any] = {"dest": "field", "default": "", "metavar": "NAME"}
     command.add_argument("--kept-field", "--field", help="url, id, …; default: any", **kept)
     command.add_argument("--contains", action="store_true", help="VALUE is a part of it")
@@ -105,14 +105,14 @@ def _remove(given: argparse.Namespace) -> int:
     print(
         shown(
             f"removed {taken} {counted(len(documents), 'shard')}; their text still stands in the "
-            "inputs named above, in what they were made from, and in copies of these shards"
+            "inputs named above, in the sources of these, and in copies of the shards"
         )
     )
     return 0
 
 
 def _check_unused(given: argparse.Namespace, documents: dict[str, list[int]]) -> None:
-    """Tells who read the documents. ConfigError where a run or process reads their shards now."""
+    """Print who read the documents. ConfigError where a run or process reads their shards now."""
     files = [f"{given.folder / path}.bin" for path in documents]
     for process in mapping(files):
         raise ConfigError(
@@ -132,7 +132,7 @@ def _check_unused(given: argparse.Namespace, documents: dict[str, list[int]]) ->
             "nothing was removed: let it end, or stop it"
         )
     if not given.runs:
-        print("no run or curriculum was named (--runs): what read them is not known")
+        print("no run or curriculum was named (--runs): their readers are not known")
     elif not found:
         below = ", ".join(map(str, given.runs))
         print(shown(f"no run or curriculum below {below} reads these shards"))

@@ -1,4 +1,4 @@
-"""Look at the tasks of a file or a generator, before a model is asked them.
+"""Look at the tasks of a file or a generator before a run or an evaluation uses them.
 
     python tools/tasks.py                                    # the kinds there are
     python tools/tasks.py own:functions --count 2            # two tasks, to be read
@@ -6,7 +6,7 @@
     python tools/tasks.py own:json,seed=7 --count 500 --json > queries.jsonl
 
 own:KIND and gym:NAME have no end: task n is always the same one, by its seed and its number. Lines
-of --json are what rollouts.tasks, tools/evaluate_model.py and tools/build_dialogs.py read.
+of --json are the input of rollouts.tasks, tools/evaluate_model.py and tools/build_dialogs.py.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from megatron_qwen3.tables import console, table
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """The exit status: 0 done, 2 something that was given is wrong."""
+    """The exit status: 0 done, 2 an argument is wrong."""
     given = _parser(prog).parse_args(arguments)
     try:
         if not given.sources:

@@ -1,4 +1,4 @@
-"""What a teacher thinks of each trained token of tokenized dialogs, stored beside them.
+"""Store a teacher's probabilities at each trained token of tokenized dialogs, beside these.
 
     python tools/build_dialogs.py teacher data/post/chat --teacher Qwen3-32B --top-k 64
     torchrun --nproc-per-node 8 tools/build_dialogs.py teacher data/post/chat \\
@@ -34,11 +34,11 @@ from megatron_qwen3.shown import shown
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """What is stored of each trained token."""
+    """Values that are stored of each trained token."""
 
     top_k: int = setting(64, "the teacher's most probable ids", at_least=1)
     temperature: float = setting(
-        1.0, "that its logits are divided by; a model of ours alone knows them", above=0
+        1.0, "divisor of its logits, which a model of ours alone gives", above=0
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Have the teacher score the set; the exit status. ConfigError where that cannot be."""
+    """Let the teacher score the set; the exit status. ConfigError where that cannot be."""
     targets = options.taken(TargetSettings, given)
     dialogs = DialogSet(given.set)
     if dialogs.kind != "dialogs":

@@ -1,4 +1,4 @@
-"""Documents become Megatron's .bin/.idx shards, shuffled, in the order of their labels.
+"""Tokenize documents into Megatron's .bin/.idx shards, shuffled, in the order of their labels.
 
     python tools/tokenize_corpus.py data/clean/documents --out data/tokens \\
         --tokenizer data/tokenizer
@@ -12,7 +12,7 @@
 
 A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
 "source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
-OUT/inventory.parquet, written last, says which shard has which labels where; OUT/problems lists
+OUT/inventory.parquet, written last, lists the labels of each shard's parts; OUT/problems lists
 lines that were left out. Combinations of labels share shards, which mix_curriculum.py takes apart;
 --apart gives each of them shards of its own, for other readers.
 Other fields of one value (url, date, licence) stay beside each document's origin, at most 4,096
@@ -20,7 +20,7 @@ bytes of them (--keep-fields).
 
 --pack TOKENS lays documents out in rows of that many tokens, for runs of this sequence length: none
 that fits into a row is cut, each row ends with filler that is never trained on. A longer document
-fills whole rows, and what is left of it is packed like a document.
+fills whole rows, and its rest is packed like a document.
 
 The same documents, seed and sizes give the same bytes, with any number of workers and tasks. A run
 that was stopped or killed goes on where it was when the same command is run again.
@@ -143,7 +143,7 @@ def _tokens(millions: float | None) -> int | None:
 
 
 def _print(report: TokenizeReport, out: Path, seconds: float) -> None:
-    """What the shards hold, and what was left out."""
+    """Print the contents of the shards, and the count of lines left out."""
     print_table(report.inventory, ("source", "language"), ROWS_SHOWN)
     if report.inventory.cells[0].packed:
         print(shown(_packed(report.inventory)))
@@ -156,7 +156,7 @@ def _print(report: TokenizeReport, out: Path, seconds: float) -> None:
 
 
 def _packed(inventory: Inventory) -> str:
-    """How full the rows of shards are, and what could not be left whole."""
+    """How full the rows of shards are, and how many documents were cut."""
     packed = inventory.cells[0].packed
     assert packed is not None
     ways = totals(inventory, [name for name in Labels._fields if name != "length"])

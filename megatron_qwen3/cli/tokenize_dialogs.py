@@ -1,4 +1,4 @@
-"""Dialogs become a set to train on: ids, and which of them the model has to learn to emit.
+"""Tokenize dialogs into a set to train on: ids, and which of them the model has to learn to emit.
 
     python tools/tokenize_dialogs.py data/chat.jsonl --out runs/data/chat --tokenizer data/tokenizer
     python tools/tokenize_dialogs.py data/chat/ --out runs/data/chat --tokenizer data/tokenizer \\
@@ -10,8 +10,8 @@ A dialog is a line of JSON with "messages" in OpenAI's form, and maybe "tools", 
 "id", "source" and "mode". A pair has "messages" up to a query, "chosen" and "rejected", each a
 text, a message or a list of messages, and maybe "margin".
 
-What is trained is what the model has to emit when it is asked: of an answer all from the think
-block to <|im_end|>. A new query drops the thinking of earlier answers from the text, so a dialog
+The trained tokens are those that the model has to emit: of an answer all from the think block to
+<|im_end|>. A new query drops the thinking of earlier answers from the text, so a dialog
 of several queries becomes a sample for each (--train-on all), or for the last one. mode is
 "thinking" or "non-thinking"; in the second the empty think block is part of the prompt, unless
 /no_think asks the model for it; without a mode it is trained. Of a pair the place is marked from
@@ -80,7 +80,7 @@ def _parser(prog: str | None) -> Parser:
     add("--out", type=Path, required=True, metavar="PREFIX", help="how the set's files begin")
     text = "of the tokenizer, its tokenizer.json, or its name on Hugging Face's hub"
     add("--tokenizer", required=True, metavar="FOLDER", help=text)
-    add("--kind", choices=KINDS, default="dialogs", help="what a line is (dialogs)")
+    add("--kind", choices=KINDS, default="dialogs", help="content of a line (dialogs)")
     add("--train-on", choices=TRAIN_ON, default="all", help="the answers to which queries (all)")
     add(
         "--max-tokens",
@@ -88,7 +88,7 @@ def _parser(prog: str | None) -> Parser:
         metavar="N",
         help="of a sample; as data.sequence_length (no limit)",
     )
-    add("--too-long", choices=TOO_LONG, default="drop", help="what happens to a longer one (drop)")
+    add("--too-long", choices=TOO_LONG, default="drop", help="treatment of a longer one (drop)")
     add(
         "--default",
         nargs="+",
@@ -113,7 +113,7 @@ def _defaults(words: Sequence[str]) -> dict[str, str]:
 
 
 def _print(report: DialogReport, out: Path, kind: str) -> None:
-    """What the set holds, what was done to lines, and what was left out."""
+    """Print the contents of the set, changes to lines, and lines left out."""
     rows = sorted(report.table, key=lambda row: -row[3])
     lines = [["source", "mode", "samples", "tokens", "trained tokens", "trained", "mean length"]]
     lines += [_cells(*row) for row in rows[:ROWS_SHOWN]]

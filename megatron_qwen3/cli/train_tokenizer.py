@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             given.seed,
             amount(given.read_gb, 1e9, "--read-gb"),
         )
-        given.out.mkdir(parents=True, exist_ok=True)  # what forbids it shows before the reading
+        given.out.mkdir(parents=True, exist_ok=True)  # an error here comes before the reading
         texts = _train(sample, given.vocab_size, given.out)
     except (ConfigError, OSError) as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
@@ -85,7 +85,7 @@ def _parser(prog: str | None) -> Parser:
     add("--vocab-size", type=int, required=True, help="control tokens included; Qwen3's: 151669")
     grammar.add_size(add, "--sample", "--sample-mb", 1e6, "text to train on (1GB)", default=1000)
     add("--exponent", type=float, default=0.5, help="of a language's share; 0: all alike (0.5)")
-    text = "most that is read of the inputs (20GB)"
+    text = "most bytes that it reads of the inputs (20GB)"
     grammar.add_size(add, "--read", "--read-gb", 1e9, text, default=20)
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
     add("--seed", type=int, default=0, metavar="N", help="of the sample (0)")

@@ -1,5 +1,5 @@
-"""Between Hugging Face's format of Qwen3 and ours: the table, both formats, streams and the loader.
+"""Converts between Hugging Face's format of Qwen3 and ours: table, formats, streams, loader.
 
-All but `verify.py` and `reference.py` is about files: no model is built, so that training, which
-starts from either format, may ask.
+All modules except `verify.py` and `reference.py` work on files and build no model, so that
+training, which starts from either format, may import them.
 """

@@ -1,11 +1,11 @@
-"""Our checkpoints as files, without a model or ranks: torch's distributed checkpoint format (DCP).
+"""Reads our checkpoints as files, without a model or ranks: torch's distributed format (DCP).
 
     checkpoint = Checkpoint(folder)            # any layout wrote it
     checkpoint.read_rows(weight, index, first_row, out)
 
-`.metadata` lists which chunk of which tensor lies where in the .distcp files; every chunk is one
-small torch.save archive whose data are plain bytes. Rows are read straight from these bytes, so
-nothing larger than a batch of rows is ever in memory. `dcp_writer.py` is the other direction.
+`.metadata` has the place of each chunk of each tensor in the .distcp files; every chunk is a small
+torch.save archive whose data are plain bytes. Rows are read straight from these bytes, so memory
+never holds more than a batch of rows. `dcp_writer.py` is the other direction.
 
 `storage/table.py` reads the table and checks it.
 """
@@ -29,7 +29,7 @@ from megatron_qwen3.storage.table import StoredChunk, StoredTensor, read_table
 
 FILES = ("config.toml", "metadata.json", ".metadata")
 BATCH_BYTES = 256 << 10  # small enough to stay in a core's cache between a read and a write
-_OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
+_OTHER_STATE = ("optimizer.", "chained_")  # keys that are no weights
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class _Region:
 
 
 class Checkpoint:
-    """The weights of a checkpoint that any layout wrote; every one is there in its right shape.
+    """The weights of a checkpoint that any layout wrote; each exists in its right shape.
 
-    `config`: the settings it was saved with. ConfigError names what is missing, unexpected or of
-    another shape than its settings say.
+    config: the settings it was saved with. ConfigError names tensors that are missing, unexpected
+    or of another shape than these settings give.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ class Checkpoint:
             self._add_chunk(weight, named, chunk)
 
     def _add_chunk(self, weight: Weight, named: tuple[int | None, ...], chunk: StoredChunk) -> None:
-        """Note it under every layer and expert of which it holds a part."""
+        """Record a chunk under every layer and expert that it holds a part of."""
         axes = iter(zip(chunk.offsets, chunk.shape, strict=True))
         leading = [[n] if n is not None else _span(*next(axes)) for n in named]
         matrix = list(axes)
@@ -142,7 +142,7 @@ def _product(leading: list[list[int]]) -> Iterator[Index]:
 
 
 def _read_region(region: _Region, first: int, out: np.ndarray, item: int) -> None:
-    """Copy what `region` has of the rows that `out` is, which start at row `first`."""
+    """Copy a region's part of the rows of `out`, which start at row `first`."""
     low = max(first, region.row)
     high = min(first + len(out), region.row + region.rows)
     if low >= high:
@@ -170,7 +170,7 @@ _of_thread = threading.local()
 
 
 def _scratch() -> np.ndarray:
-    """Memory that this thread uses again and again: fresh pages cost more than the copy."""
+    """A buffer that this thread reuses: fresh pages would cost more than the copy."""
     if not hasattr(_of_thread, "scratch"):
         _of_thread.scratch = np.empty(BATCH_BYTES, np.uint8)
     return _of_thread.scratch

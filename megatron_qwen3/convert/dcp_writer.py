@@ -1,11 +1,11 @@
-"""Write a checkpoint of ours without a model or ranks; the other direction of `dcp.py`.
+"""Writes a checkpoint of ours without a model or ranks; the inverse of `dcp.py`.
 
     writer = CheckpointWriter(folder)
-    slot = writer.add(...)            # room for one chunk, at a place in a file that is then known
+    slot = writer.add(...)            # room for one chunk, at a known place in a file
     ... anyone fills the bytes at slot.data_start, in any order, from any thread ...
-    writer.finish(config)             # now it is a checkpoint
+    writer.finish(config)             # completes the checkpoint
 
-A chunk is at most 64 MiB, so that a rank that needs a part of a tensor does not read all of it.
+A chunk is at most 64 MiB, so that a rank need not read a whole tensor for a part of it.
 """
 
 import io
@@ -38,7 +38,7 @@ class Slot:
 
 
 class CheckpointWriter:
-    """One .distcp file per layer, and one for what is in no layer."""
+    """Writes one .distcp file per layer, and one for tensors outside of layers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class CheckpointWriter:
         offsets: tuple[int, ...],
         shape: tuple[int, ...],
     ) -> int:
-        """Room for one chunk of the tensor `key`; the byte of `file` where its data belong."""
+        """Make room for one chunk of the tensor `key`; returns the offset of its data in `file`."""
         before, after = archive(shape, dtype)
         data_bytes = prod(shape) * dtype.itemsize
         start = self._ends.get(file, 0)
@@ -88,7 +88,7 @@ class CheckpointWriter:
             self._note(ArchiveEntry(key, file, start, stream.tell() - start))
 
     def finish(self, config: Config) -> None:
-        """Write what makes the folder a checkpoint; files beside those of the writer are sealed."""
+        """Write the other files of a checkpoint; files that callers added are sealed, too."""
         (self.folder / folders.SETTINGS_FILE).write_text(settings.to_toml(config), encoding="utf-8")
         torch_dist.finish(self.folder, self._rows)
         names = [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]

@@ -1,4 +1,4 @@
-"""What a folder is, in a page of text: `describe(path)` for `convert_checkpoint.py inspect`."""
+"""Describes a model folder in a page of text, for `convert_checkpoint.py inspect`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def describe(path: Path) -> str:
 
 
 def _beside(folder: Path) -> list[str]:
-    """What config_1m.json, which is read by from-hf --dca alone, says of Dual Chunk Attention."""
+    """Lines on Dual Chunk Attention in config_1m.json, which only from-hf --dca reads."""
     name = hf_rope.LONG_FILE
     if not (folder / name).is_file():
         return []
@@ -72,7 +72,7 @@ def _model(model: ModelConfig, rope: RopeConfig, beside: Sequence[str] = ()) -> 
 
 
 def _long(rope: RopeConfig) -> list[str]:
-    """How it reads texts that are longer than those it was trained with; none where it does not."""
+    """Lines on how the model reads texts beyond its trained length; none where it does not."""
     lines = []
     if rope.has_yarn:
         lines.append(

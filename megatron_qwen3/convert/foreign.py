@@ -1,9 +1,9 @@
-"""What a model's own files may not ask for: code to run, or weights and kernels to fetch.
+"""Refuses model files that ask for code to run, or for weights and kernels to fetch.
 
     read_json(path, "no model")  # config.json, generation_config.json, tokenizer_config.json
 
-transformers follows what these files name: modules of Python beside them, kernels of the hub. A
-converted model would carry that on to whoever loads it.
+transformers obeys such entries: it runs modules of Python beside the files, and fetches kernels of
+the hub. A converted model would pass that on to its users.
 """
 
 import re
@@ -35,7 +35,7 @@ _PLAIN = re.compile(r"[a-z0-9_]*")  # sdpa, flash_attention_2; kernels of the hu
 
 
 def _refuse_code(path: Path, content: dict[str, Any]) -> None:
-    """ConfigError where the content of a file of a model, at any depth, asks for such a thing."""
+    """ConfigError where the content of a file of a model, at any depth, asks for that."""
     todo: list[Any] = [content]
     while todo:
         item = todo.pop()
@@ -63,7 +63,8 @@ def _refuse(path: Path, name: str, value: Any) -> None:
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """A table of a model's folder. ConfigError, `otherwise` said, where it is none or asks."""
+    """A JSON table of a model's folder. ConfigError, which ends with `otherwise`, if it is
+    refused."""
     try:
         inside(path.parent, path.name)
         content = parse_json(read_small(path))

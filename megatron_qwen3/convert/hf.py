@@ -1,6 +1,6 @@
-"""Hugging Face folders as files: tensors by name and place, read without a library.
+"""Reads Hugging Face folders as files: tensors by name and place, without a library.
 
-    source = HFFolder(folder)     # every tensor of a Qwen3, where it lies, in its right shape
+    source = HFFolder(folder)     # every tensor of a Qwen3, its place and its checked shape
 
 A safetensors file is a length, a table of names, types, shapes and places in JSON, and the bytes.
 `hf_writer.py` writes them; configuration and tokenizer files are `hf_config.py`'s and
@@ -26,7 +26,7 @@ from megatron_qwen3.storage.inside import inside, parse_json, read_small
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# Weights that transformers would load too, or instead.
+# Other weights that transformers would load, too, or instead.
 _OTHER_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_config.json", "adapter_model.*")
 _BATCH_BYTES = 1 << 20
 _HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -43,10 +43,10 @@ class FileTensor:
 
 
 class HFFolder:
-    """A folder with a Qwen3. ConfigError names the file and what is wrong with it.
+    """A folder with a Qwen3. ConfigError names the file and its fault.
 
-    `config`: config.json as it is and as our settings; `model`, `rope`: those. `tensors` are
-    complete: none is missing, unexpected or of another shape. A tied model's own copy of lm_head,
+    config: config.json, as it is and as our settings; model, rope: of these. tensors: complete:
+    none is missing, unexpected or of another shape. A tied model's own copy of lm_head,
     which some folders have, must equal the embedding.
     with_dca: with Dual Chunk Attention, as config_1m.json has it.
     """
@@ -101,7 +101,7 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, FileTensor]]:
 
 
 def _check_files(folder: Path, files: list[str], said_by: str) -> None:
-    """ConfigError where a file of weights is missing, or one is there that would not be read."""
+    """ConfigError where a file of weights is missing, or one would be left unread."""
     missing = [name for name in files if not (folder / name).is_file()]
     if missing and said_by == SINGLE_FILE:
         raise ConfigError(

@@ -1,12 +1,12 @@
-"""config.json of Hugging Face's Qwen3 and our model settings.
+"""Translates between config.json of Hugging Face's Qwen3 and our model settings.
 
     read = read_config(folder)          # .fields as they are, .model and .rope as our settings
     write_config(folder, model, rope, …)
 
-What a field of config.json would change in the model, and our model does not have, is refused by
-name: a converted model must compute the same. We write the field names of transformers 4 and 5
-side by side, because each silently falls back to its defaults where it meets only the other's.
-Positions are `hf_rope.py`'s.
+A field of config.json that changes the model in a way that ours cannot is refused by name: a
+converted model must compute the same. We write the field names of transformers 4 and 5 side by
+side, because each silently falls back to its defaults where it finds only the other's. `hf_rope.py`
+translates positions.
 """
 
 import json
@@ -36,7 +36,7 @@ from megatron_qwen3.settings_rope import MOST_POSITIONS, RopeConfig
 from megatron_qwen3.storage.inside import check_links
 from megatron_qwen3.toml import emit
 
-# Our setting, the names of its field in config.json. A field that must be there has no default.
+# Our setting, the names of its field in config.json. A required field has no default.
 _FIELDS: Final = (
     ("num_layers", ("num_hidden_layers",)),
     ("hidden_size", ("hidden_size",)),
@@ -77,12 +77,12 @@ _FIXED_SPARSE: Final[dict[str, tuple[Any, ...]]] = {
 Ids = dict[str, int | list[int]]  # of the roles "bos", "eos" and "pad"
 _KINDS: Final = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
 _HEADS: Final = {"ForCausalLM": "vocabulary", "ForSequenceClassification": "scalar"}
-# transformers counts them by these names alone, and takes two where it has none.
+# transformers counts labels by these names only, and assumes two without them.
 _ONE_LABEL: Final = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 class HfConfig(NamedTuple):
-    """config.json: its fields as they are, and what they are as our settings."""
+    """config.json: its fields as they are, and our settings for them."""
 
     fields: dict[str, Any]
     model: ModelConfig
@@ -95,9 +95,10 @@ def read_config(folder: Path) -> HfConfig:
 
 
 def read_long_config(folder: Path) -> HfConfig:
-    """The same model with Dual Chunk Attention, of config_1m.json, or of config.json that has it.
+    """The same model with Dual Chunk Attention, from config_1m.json, or from config.json if that
+    has it.
 
-    ConfigError where neither has it, or the two files are not of one model.
+    ConfigError where neither has it, or the two files describe different models.
     """
     plain = read_config(folder)
     name = LONG_FILE if (folder / LONG_FILE).is_file() else "config.json"
@@ -114,8 +115,8 @@ def has_dca(folder: Path) -> list[str]:
 
 
 def chunks_left_out(folder: Path, rope: RopeConfig) -> str:
-    """A note where config.json itself has Dual Chunk Attention, as Qwen has servers read it, and
-    the model that takes its weights has `rope` without; "" elsewhere."""
+    """A note where config.json itself has Dual Chunk Attention, as in Qwen's files for servers, but
+    `rope`, of the model that takes its weights, has not; else ""."""
     path = folder / "config.json"
     given = read_json(path, "no model").get(DCA_FIELD)
     if given is None or rope.has_dca:
@@ -170,7 +171,7 @@ def _head(path: Path, config: dict[str, Any], kind: str) -> str:
 
 
 def settings_of(read: HfConfig, precision: str, tokenizer: str) -> Config:
-    """The settings of a checkpoint that was not trained here, but converted."""
+    """The settings of a converted checkpoint, which no run of ours trained."""
     length = read.fields.get("max_position_embeddings") or 32768
     mode = "reward" if read.model.head == "scalar" else "pretrain"
     return Config(
@@ -187,7 +188,7 @@ def write_config(
 ) -> None:
     """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `hf_files.py`.
 
-    positions: that it takes without YaRN. Nothing of Dual Chunk Attention is in it. ConfigError for
+    positions: its length without YaRN. It has no fields of Dual Chunk Attention. ConfigError for
     a reward model without "pad": transformers finds the last token by it.
     """
     kind = "qwen3_moe" if model.num_experts else "qwen3"
@@ -233,7 +234,7 @@ def write_config(
 def write_long_config(folder: Path, rope: RopeConfig, length: int) -> None:
     """config_1m.json: the config.json of the folder, with Dual Chunk Attention.
 
-    length: tokens that servers take by it. ConfigError where they cannot run it as set.
+    length: most tokens for servers. ConfigError where they cannot run it as set.
     """
     path = folder / "config.json"
     config = read_json(path, "no model of Hugging Face's format")
@@ -267,7 +268,7 @@ def _field(path: Path, config: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _settings(path: Path, values: dict[str, Any]) -> tuple[ModelConfig, RopeConfig]:
-    """Checked like the settings of a run, types included."""
+    """Settings, checked like those of a run, types included."""
     mode = "reward" if values["model.head"] == "scalar" else "pretrain"
     lines = [f"{name}={emit(value)}" for name, value in values.items()]
     lines += [f"run.mode={mode}", "train.steps=1"]

@@ -1,11 +1,11 @@
-"""The small files beside config.json of Hugging Face's Qwen3: tokenizer, ids, sampling.
+"""The small files beside Hugging Face's config.json: tokenizer, ids, sampling.
 
-    copy_tokenizer(source, target)      # what belongs to a tokenizer, never code
+    copy_tokenizer(source, target)      # copies the tokenizer's files, never code
     end_ids(folder)                     # every id that ends a text
     write_generation(folder, …)         # Qwen3's sampling
 
-config.json itself is `hf_config.py`'s. What a folder says of ids is kept beside the tokenizer of a
-checkpoint that was made of it, so that the way back gives the same.
+`hf_config.py` has config.json itself. A folder's entries on ids are kept beside the tokenizer of a
+checkpoint made from it, so that the way back gives the same.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from megatron_qwen3.storage.inside import inside
 from megatron_qwen3.storage.whole import write_whole
 
 GENERATION_FILE: Final = "generation_config.json"
-IDS_FILE: Final = "token_ids.json"  # in a checkpoint's tokenizer folder: what config.json said
+IDS_FILE: Final = "token_ids.json"  # in a checkpoint's tokenizer folder: ids of config.json
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,7 +31,7 @@ TOKENIZER_FILES: Final = (
     "chat_template.jinja",
 )
 TEMPLATE_FILE: Final = TOKENIZER_FILES[-1]
-# Around a chat template.
+# Text before and after a chat template.
 _CUT: Final = (
     "{%- set conversation -%}",
     "{%- endset -%}\n"
@@ -40,7 +40,7 @@ _CUT: Final = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copy what belongs to a tokenizer, and never code; False where there is none."""
+    """Copy a tokenizer's files, never code; False where there are none."""
     source = _folder(source)
     if not has_tokenizer(source):
         return False
@@ -61,7 +61,7 @@ def copy_generation(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path, name: str) -> None:
-    """Copy a file that may go on to others: no code, and nothing from outside its folder."""
+    """Copy a file that others may get: no code, and none from outside its folder."""
     if name in MAY_ASK:
         read_json(source / name, "no table")
     shutil.copyfile(inside(source, name), target / name)
@@ -72,7 +72,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_tokenizer(folder: Path, rows: int) -> None:
-    """ConfigError where a folder's tokenizer has an id for which the embedding has no row."""
+    """ConfigError where a folder's tokenizer has an id without a row in the embedding."""
     folder = _folder(folder)
     if (size := _vocabulary(folder)) > rows:
         raise ConfigError(
@@ -106,11 +106,11 @@ def add_chat_template(folder: Path) -> None:
 
 
 def end_chat_template_at_the_answer(folder: Path) -> None:
-    """Of a reward model's tokenizer: what its template makes of a conversation ends with its last
-    <|im_end|>, and not with the line end after it.
+    """Make a reward model's template end a conversation with its last <|im_end|>, and not with the
+    line end after it.
 
     transformers reads the reward at the last token, and a reward model is trained at <|im_end|>.
-    Whatever the template is, its text is caught and cut; one that was cut before stays.
+    The text of any template is captured and cut; one that was cut before stays.
     """
     file, config_file = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
     config = _table(folder, config_file.name)
@@ -124,9 +124,9 @@ def end_chat_template_at_the_answer(folder: Path) -> None:
 
 
 def config_ids(folder: Path) -> Ids:
-    """ "bos", "eos" and "pad" as the folder's config.json says, one id or several; {} without one.
+    """ "bos", "eos" and "pad" of the folder's config.json, one id or several; {} without one.
 
-    Of a checkpoint's tokenizer folder: what `keep_ids` kept. ConfigError where one is no id.
+    For a checkpoint's tokenizer folder, those that `keep_ids` stored. ConfigError for invalid ids.
     """
     folder = _folder(folder)
     name = IDS_FILE if (folder / IDS_FILE).is_file() else "config.json"
@@ -134,7 +134,7 @@ def config_ids(folder: Path) -> Ids:
 
 
 def keep_ids(source: Path, target: Path) -> None:
-    """Keep what config.json and generation_config.json of `source` say about ids in `target`."""
+    """Store in `target` the ids of `source`'s config.json and generation_config.json."""
     copy_generation(source, target)
     if ids := config_ids(source):
         target.mkdir(exist_ok=True)
@@ -150,7 +150,8 @@ def end_ids(folder: Path) -> list[int]:
 
 
 def token_ids(folder: Path, chat_model: bool) -> Ids:
-    """ "bos", "eos" and "pad": of generation_config.json, else of the tokenizer; {} without both.
+    """ "bos", "eos" and "pad": from generation_config.json, else from the tokenizer; {} without
+    both.
 
     A chat model ends its turn with <|im_end|>, a base model its document with <|endoftext|>.
     """
@@ -165,7 +166,7 @@ def token_ids(folder: Path, chat_model: bool) -> Ids:
 
 
 def write_generation(folder: Path, chat_model: bool, ids: Ids) -> None:
-    """generation_config.json, unless the tokenizer's folder brought one: Qwen3's sampling."""
+    """generation_config.json, unless the tokenizer's folder has one: Qwen3's sampling."""
     if (folder / GENERATION_FILE).exists():
         return
     generation: dict[str, Any] = {f"{role}_token_id": number for role, number in ids.items()}
@@ -201,10 +202,10 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _table(folder: Path, name: str) -> dict[str, Any]:
-    """A file of JSON; {} where it is not there."""
+    """The content of a JSON file; {} without the file."""
     return read_json(folder / name, "no table") if (folder / name).is_file() else {}
 
 
 def _folder(path: Path) -> Path:
-    """A tokenizer is named by its folder or by a file in it."""
+    """The folder of a tokenizer, which is named by its folder or by a file in it."""
     return path.parent if path.is_file() else path

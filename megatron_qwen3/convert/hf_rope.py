@@ -1,15 +1,15 @@
-"""What config.json says of positions, and our settings of them: base, YaRN, Dual Chunk Attention.
+"""Translates positions between config.json and our settings: base, YaRN, Dual Chunk Attention.
 
     values = rope_values(path, config)          # of model.rope_theta and [rope], by dotted name
     config |= rope_fields(theta, rope, positions)
 
 transformers 4 reads `rope_theta` and `rope_scaling`, 5 reads `rope_parameters`, and each silently
-takes a default where it meets only the other's: both are written, and must be equal where both are
-read. Nothing is guessed: transformers 5 takes max_position_embeddings for an original length that
-is missing, and 10,000 for a base, which are others than the model was trained with.
+takes a default where it finds only the other's: both are written, and must be equal where both are
+read. Missing values are never guessed: transformers 5 would take max_position_embeddings for the
+original length, and 10,000 for the base, which differ from training.
 
-Dual Chunk Attention never stands in config.json: transformers ignores it, vLLM from 0.11 on does
-not start with it. Qwen has it in `config_1m.json` beside, and so do we.
+Dual Chunk Attention is never written to config.json: transformers ignores it there, vLLM from 0.11
+on does not start with it. Qwen has it in `config_1m.json` beside, and so do we.
 """
 
 import math
@@ -32,15 +32,15 @@ _DCA_DEFAULTS: Final = {  # vLLM's
     "local_size": 1024,
     "original_max_position_embeddings": 0,
 }
-_SAME_SCALE: Final = 1e-3  # an original length is a whole number
+_SAME_SCALE: Final = 1e-3  # tolerance: an original length is a whole number
 _SPARSE: Final = {"sparse_attention_enabled", "sparse_attention_config"}  # an approximation
 
 
 def rope_values(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """model.rope_theta and settings of YaRN, those that are not plain, by dotted name.
 
-    config: the content of `path`. ConfigError for another kind of positions than Qwen3's or
-    YaRN's, for what is missing, and where two fields do not agree.
+    config: the content of `path`. ConfigError for kinds of positions other than Qwen3's and YaRN's,
+    for missing fields, and where two fields disagree.
     """
     thetas: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     found: dict[str, dict[str, Any]] = {}
@@ -62,7 +62,7 @@ def rope_values(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_fields(theta: float, rope: RopeConfig, positions: int) -> dict[str, Any]:
-    """Fields of config.json for transformers 4 and 5. positions: of a model without YaRN.
+    """Fields of config.json for transformers 4 and 5. positions: length of a model without YaRN.
 
     With YaRN max_position_embeddings is factor · original: older releases of transformers 4 take
     the factor from that alone, and 5 warns where it is another.
@@ -96,9 +96,9 @@ def rope_fields(theta: float, rope: RopeConfig, positions: int) -> dict[str, Any
 def dca_values(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Settings of Dual Chunk Attention, by dotted name, of a file that has them.
 
-    The length factor of Qwen's inference grows with a text, so that what was read early was read
-    with another one; ours is fixed: that of max_position_embeddings. ConfigError for a field that
-    is not known, and for YaRN beside it, which servers that know the field ignore.
+    In Qwen's inference the length factor grows with a text, so that earlier parts were read with
+    another one; ours is fixed at that of max_position_embeddings. ConfigError for unknown fields,
+    and for YaRN beside it, which servers with this field ignore.
     """
     given = config[DCA_FIELD]
     if not isinstance(given, dict) or not given.keys() <= {*_DCA_DEFAULTS, *_SPARSE}:
@@ -126,9 +126,9 @@ def dca_values(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def dca_fields(rope: RopeConfig, length: int) -> dict[str, Any]:
-    """What config_1m.json has otherwise than config.json. length: tokens that servers take.
+    """Fields of config_1m.json that differ from config.json. length: most tokens for servers.
 
-    ConfigError where they could not compute what the settings say (`dca_fault`).
+    ConfigError where servers could not run these settings (`dca_fault`).
     """
     if fault := dca_fault(rope, length):
         raise ConfigError(fault)
@@ -169,14 +169,15 @@ def dca_fault(rope: RopeConfig, length: int) -> str:
 
 
 def original_of(scale: float, length: int) -> int:
-    """The original length of which servers make this factor for texts of `length`; 0 is none."""
+    """The original length from which servers compute this factor for texts of `length`; 0: none."""
     return 0 if scale == 1 else round(length * math.exp(-10 * (scale - 1)))
 
 
 def length_factor(length: int, original: int) -> float:
-    """Qwen's factor on queries and on keys of a text so long: max(1, 0.1 ln(length/original) + 1).
+    """Qwen's factor on queries and on keys of a text of this length: max(1, 0.1 ln(length/original)
+    + 1).
 
-    Of Qwen2.5-1M's report (arXiv 2501.15383) as vLLM 0.10 computes it.
+    From Qwen2.5-1M's report (arXiv 2501.15383), as vLLM 0.10 computes it.
     """
     return max(1.0, 0.1 * math.log(length / original) + 1.0)
 
@@ -184,7 +185,7 @@ def length_factor(length: int, original: int) -> float:
 def _yarn_of(
     path: Path, source: str, rope: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Settings of YaRN in one of the two tables; {} where it is plain."""
+    """Settings of YaRN in one of the two tables; {} without YaRN."""
     kind = _kind(path, source, rope)
     for name in rope:
         if name not in _OF_ANY | _OF_YARN:
@@ -230,7 +231,7 @@ def _kind(path: Path, source: str, rope: dict[str, Any]) -> str:
 
 
 def _original(path: Path, source: str, rope: dict[str, Any], config: dict[str, Any]) -> int:
-    """Of the table, or beside it, where transformers looks too."""
+    """The original length, in the table or beside it, as in transformers."""
     name = "original_max_position_embeddings"
     values = [table[name] for table in (rope, config) if table.get(name) is not None]
     if not values:
@@ -246,10 +247,10 @@ def _original(path: Path, source: str, rope: dict[str, Any], config: dict[str, A
 def _attention_factor(
     path: Path, source: str, rope: dict[str, Any], factor: float
 ) -> dict[str, Any]:
-    """rope.yarn_attention_factor, where it is another than 0.1 ln(factor) + 1.
+    """rope.yarn_attention_factor, where it differs from 0.1 ln(factor) + 1.
 
     attention_factor replaces that, attn_factor (the YaRN authors' and vLLM's) multiplies it, and
-    mscale counts only with mscale_all_dim, as transformers has it.
+    mscale counts only with mscale_all_dim, as in transformers.
     """
     usual = found = _scale(factor, 1.0)
     given = {
@@ -264,8 +265,8 @@ def _attention_factor(
     if "attention_factor" in given:
         if times != 1:
             raise ConfigError(
-                f"{path}: {source}.attention_factor and attn_factor both say what queries and "
-                "keys are multiplied by; keep one"
+                f"{path}: {source}.attention_factor and attn_factor both set the factor of queries "
+                "and keys; keep one"
             )
         found = given["attention_factor"]
     if not found > 0:
@@ -279,7 +280,7 @@ def _scale(factor: float, mscale: float) -> float:
 
 
 def _theta(path: Path, given: dict[str, Any]) -> Any:
-    """transformers 4 has it beside, 5 within rope_parameters; all that are there must be equal."""
+    """The base: transformers 4 has it beside, 5 within rope_parameters; all found must be equal."""
     values = {name: value for name, value in given.items() if value is not None}
     if not values:
         raise ConfigError(f"{path}: rope_theta or rope_parameters.rope_theta is missing")

@@ -1,10 +1,10 @@
-"""Hugging Face folders written: `sink = Sink(folder, tensors)`, room for tensors in shards.
+"""Writes Hugging Face folders: `sink = Sink(folder, tensors)`, room for tensors in shards.
 
     sink.write(name, start, data)   # in any order, from any thread
     sink.close()
 
-Knowing all shapes beforehand, we write each shard's table first and then the bytes: shards of 5 GB
-need no 5 GB of memory.
+As all shapes are known beforehand, each shard's table is written first and then the bytes: shards
+of 5 GB need no 5 GB of memory.
 """
 
 import json

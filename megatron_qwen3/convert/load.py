@@ -1,14 +1,14 @@
-"""The one loader of weights: our checkpoints, verified, and folders of Hugging Face's format.
+"""Loads weights from our checkpoints, verified, or from folders of Hugging Face's format.
 
     source = find("runs/stage_1")           # or a checkpoint, or a folder with config.json
     model_of(source)                        # ConfigError where it is not a whole Qwen3
-    check_model(config, source)             # and what its weights compute with, positions included
+    check_model(config, source)             # compares all settings that change the computation
     fill(model, source, verify="full")      # all ranks of a Model, whatever its layout
 
-Hugging Face's folder is not converted first. Tensors of ours are made of whole rows of its tensors
+Hugging Face's folder is not converted first. Tensors of ours consist of whole rows of its tensors
 (`mapping.py`), so it is read as a checkpoint whose chunks lie in safetensors files, and every rank
-reads the rows that it holds. Numbers of another type than the model's are rounded on the way, to
-the nearest, of two equally near to the even one.
+reads its own rows. Numbers of another type than the model's are rounded while they are read, to the
+nearest, ties to even.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from megatron_qwen3.training.model import Model
 
 
-# Settings that say how a model is made and trained, not what it computes.
+# Settings on how a model is made and trained, which do not change its computation.
 _OF_TRAINING = ("preset", "kind", "init_std", "router_aux_loss", "router_balance")
 CHANGEABLE = ("rope_theta", "norm_eps", "rope")
-"""What a stage, or whoever generates, may change on purpose; shapes do not depend on it. "rope" is
-the table: another base or YaRN is how a model learns longer texts."""
+"""Settings that a stage, or a generation, may change on purpose; shapes do not depend on them.
+"rope" is the table: with another base or YaRN a model learns longer texts."""
 
 
 def find(path: str) -> Path:
@@ -52,7 +52,7 @@ def find(path: str) -> Path:
 
 
 def model_of(source: Path) -> ModelConfig:
-    """The model whose weights a source has; of Hugging Face's format all tables are looked at."""
+    """The settings of a source's model; in Hugging Face's format all tables are checked."""
     return _of(source)[0]
 
 
@@ -65,8 +65,8 @@ def _of(source: Path) -> tuple[ModelConfig, RopeConfig]:
 
 
 def check_there(name: str, path: str) -> None:
-    """ConfigError, which begins with a setting's name, where what it names has no weights that can
-    be read; of a checkpoint whether they are whole is seen when they are loaded."""
+    """ConfigError, which begins with a setting's name, where its folder has no readable weights;
+    whether a checkpoint is whole is checked when it is loaded."""
     try:
         model_of(find(path))
     except ConfigError as error:
@@ -79,7 +79,7 @@ def begins_head(model: ModelConfig, source: Path) -> bool:
 
 
 def check_model(wanted: Config, source: Path, free: Sequence[str] = ()) -> None:
-    """ConfigError where a source's weights are of a model that computes something else.
+    """ConfigError where a source's model computes differently.
 
     free: settings that may differ, or "rope", the table. A reward model has no output layer to be
     tied.
@@ -101,14 +101,14 @@ def check_model(wanted: Config, source: Path, free: Sequence[str] = ()) -> None:
 
 
 def _presets(*models: ModelConfig) -> list[str]:
-    """Of each model the preset, where all have one and not the same."""
+    """The preset of each model, if all have one and they differ."""
     names = [model.preset for model in models]
     differ = all(names) and len({*names}) > 1
     return [f" (preset {name})" if differ else "" for name in names]
 
 
 def changed(wanted: Config, source: Path) -> list[str]:
-    """A line for each setting of CHANGEABLE that a source was saved with another value of."""
+    """A line for each setting of CHANGEABLE whose value differs from the source's."""
     model, rope = _of(source)
     before = {name: getattr(model, name) for name in CHANGEABLE if name != "rope"}
     saved = replace(wanted, model=replace(wanted.model, **before), rope=rope)
@@ -125,11 +125,11 @@ def fill(
 ) -> None:
     """Read a source's weights into a model; all ranks call it.
 
-    verify: checkpoint.verify: a checkpoint's files must have their sizes, with "full" their
-    checksums, too; "" asks for no manifest. Hugging Face's files have no checksums: their tables
-    and sizes are looked at.
+    verify: checkpoint.verify: a checkpoint's files must have their sizes, with "full" also their
+    checksums; "" needs no manifest. Hugging Face's files have no checksums: their tables and sizes
+    are checked.
     preferred: see `storage/load.py`; fresh_head: see `begins_head`: the head stays as it is;
-    free: settings of the model that may be others than the source's, as CHANGEABLE.
+    free: settings of the model that may differ from the source's, such as CHANGEABLE.
     ConfigError, on all ranks, where one of them finds the source damaged or of another model.
     """
     check_model(model.config, source, (*free, "head") if fresh_head else free)
@@ -153,7 +153,7 @@ def check_intact(checkpoint: Path, in_full: bool) -> None:
 
 
 def read_weights(source: Path) -> CheckpointTable:
-    """Where each tensor of ours lies in a checkpoint, or in a folder of Hugging Face's format."""
+    """The place of each tensor of ours in a checkpoint, or in a folder of Hugging Face's format."""
     if not folders.is_hf(source):
         return read_table(source)
     theirs = hf.HFFolder(source)
@@ -166,7 +166,7 @@ def read_weights(source: Path) -> CheckpointTable:
 
 
 class _Rows(StoredChunk):
-    """A chunk that is no archive: its elements begin where it does."""
+    """A chunk without an archive around it: its elements begin at its start."""
 
     @property
     def data_start(self) -> int:
@@ -174,7 +174,7 @@ class _Rows(StoredChunk):
 
 
 def _chunks(source: hf.HFFolder, weight: Weight) -> Iterator[_Rows]:
-    """Rows of Hugging Face's tensors as parts of the one tensor of ours that they make up."""
+    """Rows of Hugging Face's tensors as parts of the tensor of ours that consists of them."""
     for index in weight.indices():
         for piece in weight.pieces():
             tensor = source.tensors[weight.part_name(piece.part, index)]
@@ -192,10 +192,10 @@ def _chunks(source: hf.HFFolder, weight: Weight) -> Iterator[_Rows]:
 
 
 def _without(described: dict[str, Any], lacking: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a source has of our chunks, and what it lacks, as it is at the start.
+    """The chunks to read from a source, and those that it lacks, at their initial values.
 
-    That is each expert's share of the last step's tokens, which is even before the first, and the
-    head of a reward model, which stays as it is.
+    The latter are each expert's share of the last step's tokens, which is even before the first
+    step, and the head of a reward model, which stays as it is.
     """
     template: dict[str, Any] = {}
     others: dict[str, Any] = {}

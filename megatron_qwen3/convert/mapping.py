@@ -5,10 +5,10 @@ key/value group, the rows of the group's query heads, of its key head and of its
 `linear_fc1` stacks gate and up (`model/gate_and_up.py`); everything else is one HF tensor as it is.
 So no weight is ever computed: a conversion moves rows, and its inverse moves them back.
 
-Our tensors stand in a checkpoint under the names of our own layer or of Transformer Engine's,
-which keeps a norm's scale in the linear that follows it; with the layers stacked along a first
-axis, or one by one under their number; and so the experts. `locate` reads all of these. Expert
-numbers are global, never those of a rank. Nothing here imports torch.
+In a checkpoint our tensors have the names of our own layer or of Transformer Engine's, which keeps
+a norm's scale in the linear after it; layers, and experts likewise, are stacked along a first axis,
+or single under their numbers. `locate` reads all of these. Expert numbers are global, never those
+of a rank. Nothing here imports torch.
 """
 
 import re
@@ -57,12 +57,12 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one of our tensors, without layer and expert."""
+        """The shape of one of our tensors, without layer and expert."""
         return (self.columns,) if self.vector else (self.rows, self.columns)
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
-        """Of all of them together, as our checkpoints hold them."""
+        """The shape of all of them stacked, as in our checkpoints."""
         return self.leading + self.shape
 
     def part_shape(self, part: int) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class Weight:
         return product(*map(range, self.leading))
 
     def pieces(self) -> Iterator[CopiedRows]:
-        """How the rows of the parts follow each other in ours."""
+        """The rows of the parts, in their order in ours."""
         row = 0
         for turn in range(self.turns):
             for part, rows in enumerate(self.turn):
@@ -206,9 +206,9 @@ _EXPERT = re.compile(
 
 
 def locate(key: str) -> tuple[str, int | None, int | None]:
-    """A name of ours in a checkpoint -> its name in the table, the layer and the expert it counts.
+    """A name of ours in a checkpoint -> its name in the table, and its numbers of layer and expert.
 
-    None where it counts none: then the tensor is stacked along that axis, or has no such axis.
+    None without a number: then the tensor is stacked along that axis, or has no such axis.
     """
     layer = _LAYER.match(key)
     if layer:

@@ -1,9 +1,9 @@
-"""Logits of transformers' model, in a process of its own: `logits(folder, ids_BS, dtype)`.
+"""Computes logits by transformers, in a process of its own: `logits(folder, ids_BS, dtype)`.
 
-The reference must not depend on what our process did to torch (`cpu/redirect.py`), and its memory
-goes away with it. Run as a program, this module is that process. The folder may be a stranger's:
-the process imports nothing from it or from the caller's folder, downloads nothing, and transformers
-is told to run no code that the folder brings or names.
+The reference must not depend on our changes to torch (`cpu/redirect.py`), and its memory is freed
+with its process. Run as a program, this module is that process. The folder is not trusted: the
+process imports nothing from it or from the caller's folder, downloads nothing, and tells
+transformers to run no code that the folder contains or names.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "USE_HUB_KERNELS
 def logits(folder: Path, ids_BS: Tensor, dtype: str) -> Tensor:
     """Float32 [B, S, V] of the model in `folder`, computed in `dtype` ("float32", "bfloat16").
 
-    Of a reward model [B, S, 1], the number of each position.
+    [B, S, 1] for a reward model, the number of each position.
     ConfigError with the last words of transformers where it cannot load the folder.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -63,7 +63,7 @@ def _main(folder: str, ids_file: str, logits_file: str, dtype: str) -> None:
     )
     model = model.eval().to(device)
     ids_BS = torch.from_numpy(np.load(ids_file, allow_pickle=False)).to(device)
-    if is_scorer:  # its own forward pass keeps the last position alone
+    if is_scorer:  # its own forward pass keeps only the last position
         logits_BSV = model.score(model.model(ids_BS).last_hidden_state)
     else:
         logits_BSV = model(ids_BS).logits

@@ -1,10 +1,11 @@
-"""Convert a model of any size in constant memory: `from_hf(folder, out)`, `to_hf(checkpoint, out)`.
+"""Converts a model of any size in constant memory: `from_hf(folder, out)`, `to_hf(checkpoint,
+out)`.
 
-A conversion first reads both tables, checks that they fit, and lays out the files it will write.
-What is left are independent moves of bytes, which threads do: they wait for the kernel, not for
-Python. Bytes stay as they are unless `dtype` is given: then each batch is rounded to that type on
-its way, to the nearest, of two equally near to the even one. The result is written under a name
-that nothing reads and gets its real one at the end (`storage/whole.py`).
+A conversion first reads both tables, checks that they fit, and lays out the files to be written.
+The rest are independent moves of bytes, done by threads, which wait for the kernel, not for Python.
+Bytes are unchanged unless `dtype` is given: then each batch is rounded to that type on the way, to
+the nearest, ties to even. The result is written under a name that no reader accepts, and renamed at
+the end (`storage/whole.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +30,11 @@ from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage.whole import sync_tree, whole_folder
 
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-# Modules of megatron-core that keep an empty extra state beside their weight; its loader asks.
+# Modules of megatron-core with an empty extra state beside their weight, which its loader needs.
 _EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj")
 _EXTRA_STATES_DENSE = ("mlp.linear_fc1", "mlp.linear_fc2")
 
-Move = tuple[int, Callable[[], None]]  # bytes, and what moves them
+Move = tuple[int, Callable[[], None]]  # number of bytes, and the function that moves them
 
 
 def from_hf(
@@ -46,7 +47,7 @@ def from_hf(
     """A folder of Hugging Face's format -> a checkpoint that a run can start from.
 
     dtype: bfloat16 or float32, of every tensor; None: as they are. with_dca: with Dual Chunk
-    Attention as config_1m.json has it; otherwise that file is not looked at. ConfigError where the
+    Attention from config_1m.json; otherwise that file is ignored. ConfigError where the
     folder is not a whole Qwen3, its types do not fit together, its tokenizer has too many tokens,
     or `out` exists.
     """
@@ -66,7 +67,7 @@ def fill_from_hf(
     """`from_hf` into an empty folder that will be called `named`; it need not outlive a crash."""
     source, named = hf.HFFolder(folder, with_dca), named or out
     hf_files.check_tokenizer(folder, source.model.vocab_size)
-    hf_files.end_ids(folder)  # what is no id is told before any byte is moved
+    hf_files.end_ids(folder)  # reports invalid ids before any byte is moved
     dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
     writer = CheckpointWriter(out)
     moves = [
@@ -99,7 +100,7 @@ def to_hf(
 
     `tokenizer`: folder of the tokenizer, where it is not the checkpoint's own or that of its
     settings; `dtype`: as in `from_hf`; `rope`: in place of the checkpoint's; `dca_length`: tokens
-    that servers with Dual Chunk Attention are to take, as config_1m.json says; 0 writes none. False
+    that servers with Dual Chunk Attention may take, for config_1m.json; 0 writes none. False
     where no tokenizer was found; ConfigError where the checkpoint is not whole, `out` exists, or
     the tokenizer that the settings name is gone or has more tokens than the model.
     """
@@ -144,7 +145,7 @@ def to_hf(
 
 
 def _common_dtype(source: hf.HFFolder, weight: Weight) -> torch.dtype:
-    """That of all parts of a weight in all layers: they become one tensor."""
+    """The type of all parts of a weight in all layers, which become one tensor."""
     found: dict[torch.dtype, str] = {}
     for index in weight.indices():
         for part in range(len(weight.parts)):
@@ -227,7 +228,7 @@ def _hf_tensors(
 
 
 def _add_buffers(writer: CheckpointWriter, model: ModelConfig) -> None:
-    """What our model keeps beside weights: even expert shares, and empty extra states."""
+    """Add our model's buffers: even expert shares, and empty extra states."""
     layers, experts = model.num_layers, model.num_experts
     if experts:
         share = np.full(experts, 1 / experts, np.float32)
@@ -257,12 +258,12 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Path | None:
 
 
 def _said_ids(tokenizer: Path | None, own: Path) -> hf_config.Ids:
-    """Ids that config.json had beside the tokenizer, else beside the model before from-hf."""
+    """Ids of the config.json beside the tokenizer, else of the model before from-hf."""
     return (hf_files.config_ids(tokenizer) if tokenizer else {}) or hf_files.config_ids(own)
 
 
 def _run(moves: list[Move], title: str, workers: int | None) -> None:
-    """All moves, several at a time, with a bar; the first error stops them and is raised."""
+    """Run all moves, several at a time, with a bar; the first error stops them and is raised."""
     workers, total = workers or min(8, cores()), sum(count for count, _ in moves)
     with Bar(title, total, in_megabytes) as bar, ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(move): count for count, move in moves}

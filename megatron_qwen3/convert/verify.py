@@ -1,9 +1,9 @@
-"""Do two models compute the same? `compare(a, b)`, each an HF folder or a checkpoint of ours.
+"""Compares two models' outputs: `compare(a, b)`, each an HF folder or a checkpoint of ours.
 
-Of language models logits are compared, of reward models the numbers of all positions.
+For language models it compares logits, for reward models the numbers of all positions.
 
 Ours is a `Model` of this process alone, loaded as a run would load it, whatever layout wrote it;
-the other is transformers'. They are in memory one after the other, so the larger of them must fit.
+the other is transformers'. They are in memory one after the other, so the larger one must fit.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,8 @@ from megatron_qwen3.toml import emit
 from megatron_qwen3.training.model import Model
 
 SEQUENCES, POSITIONS = 4, 64
-# Least mean cosine similarity of two faithful copies: rounding alone parts them, in bf16 by a
+# Least mean cosine similarity of two faithful copies: rounding alone makes them differ, in bf16 by
+# a
 # token that goes to another expert.
 _LEAST_COSINE = {"fp32": 1 - 1e-6, "bf16": 1 - 1e-2}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -34,14 +35,14 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """Of the logits at all positions of some random sequences, in float32.
+    """Comparison of logits at all positions of some random sequences, in float32.
 
     cosine: similarity of two positions' logits, on average and at worst; largest_difference: in
-    units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions
-    with the same likeliest token. Of reward models the numbers of a sequence's positions are the
-    one vector that is compared, and what agrees is the position with the largest. without_dca: Dual
-    Chunk Attention was left out, as transformers has none. rope_changes: settings of [rope] that
-    the models are not read with alike, as "yarn_factor 1.0 → 4.0".
+    units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions with
+    the same likeliest token. For reward models a sequence's numbers form the one vector that is
+    compared, and the agreement is on the position of the largest. without_dca: Dual Chunk Attention
+    was left out, as transformers lacks it. rope_changes: settings of [rope] that differ between the
+    models, such as "yarn_factor 1.0 → 4.0".
     """
 
     cosine: float
@@ -107,7 +108,7 @@ def _rope_changes(a: Path, b: Path, with_dca: bool) -> tuple[str, ...]:
 def model_of(path: Path) -> ModelConfig:
     if is_checkpoint(path):
         return Checkpoint(path).config.model
-    return hf.HFFolder(path).model  # all files looked at before transformers sees them
+    return hf.HFFolder(path).model  # all files are checked before transformers reads them
 
 
 def logits(path: Path, ids_BS: Tensor, precision: str, with_dca: bool = True) -> Tensor:
@@ -143,7 +144,7 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str, with_dca: bool) 
 def _on_one_rank(config: Config, length: int, precision: str) -> Config:
     return replace(
         config,
-        model=replace(config.model, kind="auto"),  # as this machine has it
+        model=replace(config.model, kind="auto"),  # what this machine has
         fp8=Fp8Config(),
         overlap=OverlapConfig(),
         parallel=ParallelConfig(),

@@ -1,4 +1,4 @@
-"""Keep the memory that tensors free, on a CPU.
+"""Keeps the memory that tensors free, on a CPU.
 
 glibc gives every large block back to the kernel when a tensor is freed, and each training step
 then pays for the kernel to zero and map the same gigabytes again, page by page. A process that

@@ -1,4 +1,4 @@
-"""How long the forward and backward passes of a step take on this rank's device."""
+"""Measures the forward and backward passes of a step on this rank's device."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from megatron_qwen3.cpu import redirect
 
 
 class ComputeClock:
-    """Stands for megatron-core's timers, and adds up the forward and backward passes alone.
+    """Stands in for megatron-core's timers, and adds up only forward and backward passes.
 
     On a GPU the times are those of events, read once per step when the device is done anyway.
     """
@@ -32,16 +32,16 @@ class ComputeClock:
             self._spans.append((self._begin, _now()))
 
     def restart(self) -> None:
-        """Forget what was."""
+        """Forget all measurements."""
         self._spans = []
 
     def seconds(self) -> float:
-        """What was added up since the restart."""
+        """The sum since the restart."""
         spans = self._spans
         if redirect.REDIRECTED:
             return sum(end - begin for begin, end in spans)
         if spans:
-            spans[-1][1].synchronize()  # the last pass alone, not the update that follows it
+            spans[-1][1].synchronize()  # only the last pass, not the update after it
         return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
 
 

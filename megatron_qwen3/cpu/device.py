@@ -1,9 +1,9 @@
-"""The device of this rank, and how its process groups talk.
+"""The device of this rank, and the backend of its process groups.
 
-    check(config)               # ConfigError where the machine lacks what the run asks for
+    check(config)               # ConfigError where the machine lacks devices that the run needs
     options = take(timeout)     # before torch's first process group
 
-NCCL connects GPUs, gloo CPUs; what comes after is the same code for both.
+NCCL connects GPUs, gloo CPUs; all later code is the same for both.
 """
 
 import os
@@ -33,28 +33,28 @@ def is_gpu() -> bool:
 
 
 def take(timeout: timedelta) -> dict[str, Any]:
-    """Make the device this process's own; what init_process_group has to know of it."""
+    """Make the device this process's own; returns arguments of init_process_group."""
     if redirect.REDIRECTED:
         keep_freed_memory()
         return {"backend": "gloo"}
     device = torch.device("cuda", launcher.local_rank())
     torch.cuda.set_device(device)
-    # A second watchdog of NCCL's, which ends processes by itself.
+    # NCCL's second watchdog, which ends processes by itself.
     seconds = str(int(timeout.total_seconds()))
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
-    # With a device NCCL connects now, all groups share its connections, and no barrier guesses.
+    # Given a device, NCCL connects now, all groups share connections, and barriers need not guess.
     return {"backend": "nccl", "device_id": device}
 
 
 def take_shortcuts(chunk: Any) -> None:
-    """Let the backward pass of a DDP chunk do without what a CPU can spare: see `shortcuts`."""
+    """Remove passes that a CPU does not need from a DDP chunk's backward pass: see `shortcuts`."""
     if redirect.REDIRECTED:
         shortcuts.fuse_weight_gradients(chunk)
         shortcuts.gather_wide_first(chunk)
 
 
 def check_gradients(chunk: Any) -> None:
-    """RuntimeError where a pass has left a gradient of the step before, as only a CPU's could."""
+    """RuntimeError where passes left an old gradient in place, which can only happen on a CPU."""
     if redirect.REDIRECTED:
         shortcuts.check_written(chunk)
 

@@ -1,7 +1,7 @@
-"""Which of torch's kernels there are for a tensor, where the code has two ways.
+"""Tells which of torch's kernels exist for a tensor, where the code has two ways.
 
-torch has some of them for GPUs alone, some for a few dtypes. Tensors are asked, not the process:
-a dry run's have no device at all.
+torch has some kernels only for GPUs, some for a few dtypes. The answer depends on the tensor, not
+on the process: a dry run's tensors have no device at all.
 """
 
 import torch
@@ -14,17 +14,17 @@ def has_fused_norm(x: Tensor) -> bool:
 
 
 def has_grouped_product(rows: Tensor) -> bool:
-    """Whether one kernel takes the rows of all experts; it takes bf16 alone."""
+    """Whether one kernel takes the rows of all experts; it takes only bf16."""
     return rows.is_cuda and rows.dtype == torch.bfloat16
 
 
 def attention_knows_groups(q: Tensor) -> bool:
-    """Whether query heads may share keys; the GPU's kernel for float32 has none."""
+    """Whether query heads may share keys; the GPU's float32 kernel does not allow it."""
     return not (q.is_cuda and q.dtype == torch.float32)
 
 
 def has_attention_of_cpu(q: Tensor) -> bool:
-    """Whether the fused attention is the CPU's, which tells the softmax's denominator."""
+    """Whether the fused attention is the CPU's, which returns the softmax's denominator."""
     return not q.is_cuda
 
 
@@ -42,6 +42,6 @@ def has_packed_product(weight: Tensor) -> bool:
 
 
 def has_running_sum(x: Tensor) -> bool:
-    """Whether torch's cumsum may be used: a GPU's has no fixed order, and where results are to be
-    repeatable torch refuses it."""
+    """Whether torch's cumsum may be used: a GPU's has no fixed order, and torch refuses it where
+    results must be repeatable."""
     return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())

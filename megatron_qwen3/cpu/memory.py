@@ -1,8 +1,8 @@
-"""Memory of this rank's device: how much there is, how full it is, and the host's copy of it.
+"""Memory of this rank's device: its size and use, and host copies of its tensors.
 
-of_rank(config)       # what a run may use
-gpu_memory()          # what it uses, for the log
-host_copy(bytes)      # where a device's tensors are copied to
+of_rank(config)       # bytes that a run may use
+gpu_memory()          # bytes that it uses, for the log
+host_copy(bytes)      # host memory for copies of a device's tensors
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from megatron_qwen3.settings import Config
 def gpu_memory() -> dict[str, float]:
     """Bytes of this rank's GPU, {} on a CPU.
 
-    memory_peak_bytes: the most that tensors have held at once since the start;
-    memory_reserved_bytes: what torch has taken from the GPU for them, which others cannot have.
+    memory_peak_bytes: the peak of tensors' memory since the start;
+    memory_reserved_bytes: taken by torch from the GPU, and not available to others.
     """
     if redirect.REDIRECTED:
         return {}
@@ -35,7 +35,7 @@ def host_copy(size: int) -> Tensor:
 
 
 def of_rank(config: Config) -> tuple[str, float, bool]:
-    """What a rank may use: its name for people, its bytes, and whether it is a GPU's.
+    """The memory that a rank may use: its name in texts, its bytes, whether it is a GPU's.
 
     run.memory_gb, or the GPU's memory, or the rank's share of the RAM.
     """

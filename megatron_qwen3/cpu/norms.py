@@ -1,8 +1,8 @@
 """2-norms of gradients: `norms(tensors)`, one number of float32 each.
 
-On a CPU torch adds the squares of a large tensor up one after the other, by one thread: of ten
-million numbers the fourth digit is wrong. Here they are added within blocks, by all threads, and
-the blocks' norms after that.
+On a CPU torch adds the squares of a large tensor one after the other, in one thread: for ten
+million numbers the fourth digit is wrong. Here squares are added within blocks, by all threads, and
+then the blocks' norms are combined.
 """
 
 import torch

@@ -1,10 +1,10 @@
 """Matrix products on a CPU, by the faster of the two libraries that torch carries.
 
-torch.mm is MKL's, which on AMD's processors stays with vectors of 256 bits; oneDNN uses all 512
+torch.mm is MKL's, which on AMD's processors uses only vectors of 256 bits; oneDNN uses all 512
 where the processor has them, and is twice as fast. Everywhere else, and for small products, whose
-call costs more, torch's own choice stands. The choice rests on the processor and the shapes alone:
-a run that is resumed on the same machine gets the same bits. QWEN3_ONEDNN=on or off in a process's
-environment decides in place of the processor, so that tests can be run as on another machine.
+call costs more, torch's own choice is kept. The choice depends only on the processor and the
+shapes: a run that is resumed on the same machine gets the same bits. QWEN3_ONEDNN=on or off in the
+environment overrides the processor, so that tests can run as on another machine.
 
     output_RO = product(input_RI, weight_OI.t())
     write_product(gradient_OI, grad_RO.t(), input_RI, adds=True)
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LEAST_MULTIPLICATIONS = 1 << 21  # one call of oneDNN costs 10 us more, the time of so many
+_LEAST_MULTIPLICATIONS = 1 << 21  # a call of oneDNN costs 10 us more, the time of this many
 # Measured with AVX-512: shapes of the result for which oneDNN keeps its pace.
 _LONGEST_SUM, _TALL = 512, 8
 _VARIABLE, _CHOICES = "QWEN3_ONEDNN", ("", "on", "off")
@@ -33,7 +33,7 @@ _torch_matmul = torch.matmul
 def onednn_is_faster() -> bool:
     """Whether large float32 products are left to oneDNN: an AMD processor with AVX-512.
 
-    ValueError where QWEN3_ONEDNN asks for neither on nor off, or for what this torch does not have.
+    ValueError where QWEN3_ONEDNN is neither on nor off, or this torch has no oneDNN.
     """
     is_there = torch.backends.mkldnn.is_available()
     asked = os.environ.get(_VARIABLE, "")
@@ -48,7 +48,7 @@ def onednn_is_faster() -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [..., K] times b [K, N] -> [..., N], as torch.matmul; not for autograd to follow."""
+    """a [..., K] times b [K, N] -> [..., N], as torch.matmul; without autograd."""
     if not _is_onednns(a, b):
         return _torch_matmul(a, b)
     return _onednn(_dense(a), _dense(b))
@@ -65,7 +65,7 @@ def write_product(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
 
 
 def grouped_product(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Tensor:
-    """[R, O]: each expert's rows, of which it has `sizes` one after the other, times its matrix."""
+    """[R, O]: each expert's rows, `sizes` of them in turn, times its matrix."""
     if _is_torchs_group(rows_RI, weight_EIO, max(sizes)):
         ends = torch.tensor(list(itertools.accumulate(sizes)), dtype=torch.int32)
         return F.grouped_mm(rows_RI, weight_EIO, offs=ends)
@@ -78,19 +78,19 @@ def grouped_product(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Te
 
 
 def _is_torchs_group(rows_RI: Tensor, weight_EIO: Tensor, largest: int) -> bool:
-    """Whether torch's own loop over the experts does: MKL's products, but for strange strides."""
+    """Whether to use torch's own loop over experts: MKL's products, except for odd strides."""
     _, inputs, outputs = weight_EIO.shape
     return (
         rows_RI.dtype == weight_EIO.dtype == torch.float32
         and rows_RI.device.type == "cpu"
-        and inputs % 4 == outputs % 4 == 0  # it wants rows that begin at blocks of 16 bytes
+        and inputs % 4 == outputs % 4 == 0  # it needs rows aligned to 16 bytes
         and rows_RI.data_ptr() % 16 == weight_EIO.data_ptr() % 16 == 0
         and (largest * inputs * outputs < _LEAST_MULTIPLICATIONS or not onednn_is_faster())
     )
 
 
 def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Products that add up to a · b, for oneDNN each of a shape that it is good at."""
+    """Products that add up to a · b, each of a shape that suits oneDNN."""
     if not _is_onednns(a, b):
         yield a @ b
         return
@@ -102,7 +102,7 @@ def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:
 
 
 def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """torch.matmul, by the faster library where autograd does not look on.
+    """torch.matmul, by the faster library where autograd is off.
 
     Stands in for torch.matmul and Tensor.matmul while megatron-core runs on a CPU: its linears call
     them within their own autograd function.
@@ -128,6 +128,6 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x, copied if it is neither by rows nor by columns: oneDNN has no fast code for others."""
+    """x, copied if it is neither row- nor column-major: oneDNN has no fast code for others."""
     by_columns = x.dim() == 2 and x.t().is_contiguous()
     return x if x.is_contiguous() or by_columns else x.contiguous()

@@ -1,10 +1,10 @@
-"""Everything that lets megatron-core run where torch sees no GPU.
+"""Lets megatron-core run where torch sees no GPU.
 
 megatron-core asks torch.cuda for its device, streams and random states. Where there is no GPU,
 importing this module answers those calls with the CPU, once, for the whole process; where there
-is one it does nothing. `parallel/mcore.py`, which all others have megatron-core from, imports this
-one first. The few constructors that megatron-core calls with the literal "cuda" are wrapped rather
-than watched by a TorchFunctionMode, which would tax every operation of the step.
+is one it does nothing. `parallel/mcore.py`, from which all others import megatron-core, imports
+this one first. The few constructors that megatron-core calls with the literal "cuda" are wrapped
+rather than watched by a TorchFunctionMode, which would tax every operation of the step.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_li
 
 
 class _NoStream:
-    """Stands for a CUDA stream or event: on a CPU everything is already in order."""
+    """Stands in for a CUDA stream or event: on a CPU everything is already in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -109,8 +109,8 @@ def _import_megatron_uncompiled() -> None:
 def cuda_type_names() -> Iterator[None]:
     """Let tensors on the CPU, or without bytes on 'meta', name their type as CUDA tensors do.
 
-    megatron-core's optimizers sort parameters by the string `param.type()` and refuse what is not
-    'torch.cuda.*'. To be held only while an optimizer is built. A no-op where there is a GPU.
+    megatron-core's optimizers sort parameters by the string `param.type()` and refuse all except
+    'torch.cuda.*'. To be used only while an optimizer is built. A no-op where there is a GPU.
     """
     if not REDIRECTED:
         yield
@@ -130,7 +130,7 @@ def cuda_type_names() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Let what megatron-core and we build have shapes and no bytes: torch's meta device."""
+    """Build megatron-core's modules and ours with shapes but no bytes: torch's meta device."""
     if not REDIRECTED:
         raise RuntimeError('a dry run must not see a GPU: set CUDA_VISIBLE_DEVICES=""')
     cuda: Any = torch.cuda

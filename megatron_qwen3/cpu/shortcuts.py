@@ -1,11 +1,11 @@
-"""Passes over all gradients that a training step on a CPU can do without.
+"""Removes passes over all gradients that a training step on a CPU does not need.
 
-megatron-core adds weight gradients to its buffer, zeroed before each step, within the matrix
-product if a CUDA extension of apex is there, and reduces gradients over a data-parallel group of
-one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is
+megatron-core adds weight gradients to its buffer, which is zeroed before each step, within the
+matrix product if apex's CUDA extension is there, and reduces gradients over a data-parallel group
+of one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is
 imported, `skip_lone_ranks` after: `redirect.py` calls both. `fuse_weight_gradients` is for models
-that have gradient buffers, `check_written` comes after their passes; `gather_wide_first` is about
-weights in FP8, which data ranks of tests gather.
+with gradient buffers, `check_written` comes after their passes; `gather_wide_first` is for weights
+in FP8, which data ranks gather in tests.
 """
 
 import sys
@@ -35,7 +35,7 @@ def add_weight_gradient(input_RI: Tensor, grad_RO: Tensor, main_grad_OI: Tensor)
 
 
 def take_old(main_grad: Tensor) -> bool:
-    """Whether it holds the last step's gradient still; whoever asks writes this step's."""
+    """Whether it still holds the last step's gradient; the caller then writes this step's."""
     old: bool = getattr(main_grad, "is_old", False)
     main_grad.is_old = False  # type: ignore[attr-defined]
     return old
@@ -58,7 +58,7 @@ def fuse_weight_gradients(chunk: Any) -> None:
 
 
 def _begin_step(buffer: Any, written: set[Any]) -> None:
-    """In place of zeroing the whole of megatron-core's gradient buffer."""
+    """Replaces the zeroing of megatron-core's whole gradient buffer."""
     for parameter in written:
         parameter.main_grad.is_old = True
     end = 0
@@ -69,19 +69,19 @@ def _begin_step(buffer: Any, written: set[Any]) -> None:
 
 
 def gather_wide_first(chunk: Any) -> None:
-    """Let gloo gather weights of 8 bits with others: together they are sent in the first one's
-    dtype, and a byte fits into bf16, but not the other way round. NCCL gathers each by itself."""
+    """Make gloo gather 8-bit weights after others: together they are sent in the first one's dtype,
+    and a byte fits into bf16, but not the other way round. NCCL gathers each by itself."""
     for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
         group.buckets.sort(key=_is_bytes)
 
 
 def _is_bytes(bucket: Any) -> bool:
-    data = bucket.param_data  # None where each rank has all of the optimizer
+    data = bucket.param_data  # None without the distributed optimizer
     return data is not None and data.dtype == torch.uint8
 
 
 def check_written(chunk: Any) -> None:
-    """RuntimeError where the passes of a step have not written the gradient of a parameter."""
+    """RuntimeError where a step's passes left a parameter without a gradient."""
     for name, parameter in chunk.module.named_parameters():
         if getattr(getattr(parameter, "main_grad", None), "is_old", False):
             raise RuntimeError(f"{name} has got no gradient in this step")
@@ -106,7 +106,7 @@ def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Done:
-    """The handle of work that was none."""
+    """The handle of skipped work."""
 
     def wait(self) -> None:
         pass

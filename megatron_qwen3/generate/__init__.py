@@ -1,1 +1,1 @@
-"""Text from the weights in training: a key-value cache, sampling and the thinking budget."""
+"""Generates text with a model, also in training: key-value cache, sampling, thinking budget."""

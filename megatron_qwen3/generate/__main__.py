@@ -1,7 +1,7 @@
-"""Generate: python -m megatron_qwen3.generate CHECKPOINT_OR_HF_FOLDER [--prompt … | --chat … | …]
+"""Generates text: python -m megatron_qwen3.generate CHECKPOINT_OR_HF_FOLDER [--prompt … | --chat …]
 
-Loads the weights in any layout, one rank by default, and writes text to the terminal as it comes,
-or JSON lines. Everything that can be checked is checked before torch is imported.
+Loads the weights in any layout, one rank by default, and prints text as it is generated, or writes
+JSON lines. Arguments are checked before torch is imported.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from megatron_qwen3.storage.folder import check_file
 
 EXAMPLES = """\
 examples:
-  # go on with a text
+  # continue a text
   python -m megatron_qwen3.generate runs/quickstart/hf --prompt "The river " --seed 7
 
   # one question; without a text, a conversation at the terminal
@@ -41,15 +41,15 @@ examples:
   torchrun --nproc-per-node 8 -m megatron_qwen3.generate runs/sft --file prompts.jsonl \\
       --out answers.jsonl parallel.tensor=2 parallel.expert=4
 
-Sampling, where it is not given: in chat Qwen3's own (thinking: temperature 0.6, top-p 0.95,
-top-k 20; without: 0.7, 0.8, 20 and presence penalty 1.5), else temperature 1 and nothing cut.
+Default sampling: in chat Qwen3's own (thinking: temperature 0.6, top-p 0.95,
+top-k 20; without: 0.7, 0.8, 20 and presence penalty 1.5), else temperature 1 without cuts.
 """
 
 
 def main(
     arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.generate"
 ) -> int:
-    """The exit status: 0 done, 2 something that was given is wrong."""
+    """The exit status: 0 done, 2 a wrong argument."""
     given = entry.parse(_parser(prog), arguments)
     try:
         run(given)
@@ -60,7 +60,7 @@ def main(
 
 
 def run(given: argparse.Namespace) -> None:
-    """Check and encode all that was given, load the model, and generate, on this rank."""
+    """Check and encode the arguments, load the model, and generate, on this rank."""
     _check_out(given)
     source, config = checked(given.source, given.settings)
     tokenizer = tokenizer_of(config)
@@ -85,7 +85,8 @@ def run(given: argparse.Namespace) -> None:
 
 
 def template_used(asked: str, folder: Path) -> FolderTemplate | None:
-    """The folder's chat template where it is asked for; where another is used, that is told."""
+    """The folder's chat template if it is asked for; prints a note where it differs and is not
+    used."""
     if asked == "folder":
         if template := template_of(folder):
             return template
@@ -110,15 +111,15 @@ def template_used(asked: str, folder: Path) -> FolderTemplate | None:
 
 
 def _check_out(given: argparse.Namespace) -> None:
-    """ConfigError where what comes of a file could not be written when it is there."""
+    """ConfigError where the result of a file could not be written."""
     if given.out and not given.file:
         raise ConfigError(f"--out {given.out} goes with --file")
     if given.out and os.environ.get("RANK", "0") == "0":
-        check_file("--out", given.out)  # the first rank writes, perhaps where others see nothing
+        check_file("--out", given.out)  # only the first rank writes, perhaps on its own disk
 
 
 def _lines(given: argparse.Namespace) -> list[tuple[str, Line]]:
-    """What is asked for already, and where; a conversation at the terminal asks later."""
+    """The given prompts, each with its place; a conversation at the terminal has none yet."""
     if given.file:
         return read_lines(given.file)
     if given.chat is not None:
@@ -144,10 +145,10 @@ def _parser(prog: str) -> Parser:
         nargs="?",
         const="",
         metavar="TEXT",
-        help="empty: a conversation, as mq3 chat has it",
+        help="without TEXT: a conversation, as in mq3 chat",
     )
     what.add_argument("--file", type=Path, metavar="JSONL")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="of --file; default: stdout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="for --file; default: stdout")
     parser.add_argument(
         "--batch", type=positive, default=16, help="rows of --file at once, per data rank"
     )
@@ -156,7 +157,7 @@ def _parser(prog: str) -> Parser:
 
 
 def add_model(parser: Parser) -> Parser:
-    """Add which model writes, and in which layout."""
+    """Add the arguments for the model and its layout."""
     parser.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF_FOLDER")
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="such as parallel.tensor=2"
@@ -165,24 +166,24 @@ def add_model(parser: Parser) -> Parser:
 
 
 def add_sampling(parser: Parser) -> None:
-    """Add how conversations become text, and how what follows is chosen."""
+    """Add the options for conversations, thinking and sampling."""
     parser.add_argument(
         "--template",
         choices=("qwen3", "folder"),
         default="qwen3",
-        help="how conversations become text: Qwen3's format, which nobody's text can leave, or "
+        help="format of conversations: Qwen3's, whose control tokens no message can contain, or "
         "the tokenizer folder's own chat template",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message of a conversation")
     thinking = parser.add_mutually_exclusive_group()
     thinking.add_argument("--think", action="store_true", help="the default")
     thinking.add_argument("--no-think", action="store_true", help="begin with an empty think block")
-    parser.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking")
+    parser.add_argument("--thinking-budget", type=int, metavar="N", help="most tokens of thinking")
     parser.add_argument("--max-new-tokens", type=positive, default=1024, metavar="N")
     for name in SAMPLING_OPTIONS:
         kind, metavar = (int, "N") if name == "top_k" else (float, "X")
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar)
-    text = "the same text again, or another"
+    text = "of the draws; 0 by default"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of what was read and written so far: a new token costs one position, not all.
+"""The cache of keys and values of earlier tokens, so that a new token costs one position.
 
     timeline = Timeline([3, 5], room=64, device=device, dtype=dtype)
     caches = {layer.layer_number: KVCache(timeline) for layer in layers}
@@ -7,12 +7,12 @@
     timeline.begin(1)  # a pass of one token per row
 
 Prompts are padded on the right: each is read from its row's first place by plain causal attention,
-in which no token sees what comes after it. In the caches they end at one place, padded on the left,
+in which no token attends to a later one. In the caches they end at one place, padded on the left,
 so that all rows write to the same place from then on; only a pass of one token needs a mask, of one
 row, and none where prompts are equally long. Under Dual Chunk Attention (model/dca.py) chunks begin
 with each row's text: the one token's query is rotated once for each distance, and a mask leaves
-each of these queries the keys of its own. Legend: B rows, S places of this pass, L places so
-far, N query heads, G key/value groups and D head size of this tensor rank.
+each of these queries its own keys. Legend: B rows, S places of this pass, L places so far, N query
+heads, G key/value groups and D head size of this tensor rank.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ _LEAST_GROWTH = 128  # places
 
 
 class Timeline:
-    """Where all rows stand; what the caches of all layers have in common.
+    """The progress of all rows, which the caches of all layers share.
 
-    padding_B: places at the start of each row's cache that hold no token, as many as follow its
-    prompt. end: places filled after the pass that has begun. capacity: places that caches have room
-    for.
+    padding_B: places without a token at the start of each row's cache, as many as follow its
+    prompt. end: places filled after the pass that has begun. capacity: places that the caches have
+    room for.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Timeline:
         dtype: torch.dtype,
         dual: DualChunk | None = None,
     ) -> None:
-        """`lengths_B`: of the prompts; `room`: tokens that may follow them. Caches grow as they
-        are filled, and not beyond that unless more tokens come. `dual`: how texts are cut."""
+        """lengths_B: of the prompts; room: tokens that may follow. Caches grow as they are filled,
+        and beyond that only if more tokens come. dual: how texts are cut into chunks."""
         longest = max(lengths_B)
         self._expected = longest + room
         self.padding_B = longest - torch.tensor(lengths_B, device=device)
@@ -83,11 +83,11 @@ class Timeline:
 
     @property
     def has_chunks(self) -> bool:
-        """Whether this pass of one token meets keys of other chunks than its own."""
+        """Whether this pass of one token reads keys of other chunks."""
         return bool(self.dual and not self.is_at_prompts and self.end > self.dual.chunk)
 
     def sequences(self, caches: Mapping[int, Any], products: Products) -> Sequences:
-        """How the model reads the rows of this pass."""
+        """The layout of this pass's rows, for the model."""
         if not self.is_at_prompts:
             position_B1 = self.end - 1 - self.padding_B[:, None]
             return Sequences(positions_BS=position_B1, caches=caches, products=products)
@@ -102,9 +102,9 @@ class Timeline:
         return self.end - 1 - self.padding_B if self.is_at_prompts and self.is_padded else None
 
     def at_one_end(self, x_SBGD: Tensor) -> Tensor:
-        """What the prompts' places made, moved so that all rows end at the last place.
+        """Values at the prompts' places, moved so that all rows end at the last place.
 
-        What comes before a row's first is of no use, but finite.
+        Places before a row's first are unused, but finite.
         """
         if not (self.is_at_prompts and self.is_padded):
             return x_SBGD
@@ -114,12 +114,12 @@ class Timeline:
         return x_SBGD[place_SB, torch.arange(B, device=device)]
 
     def pick(self, rows_B: Tensor) -> None:
-        """Go on with these rows, each as often as it is named."""
+        """Keep these rows, each as often as it is listed."""
         self.padding_B = self.padding_B[rows_B]
         self._visible_B11C = self._visible_B11C[rows_B]
 
     def _beyond_padding(self) -> Tensor:
-        """0 where a row may look and -inf where its padding is, [B, 1, 1, capacity]."""
+        """A mask: 0 for a row's places, -inf for its padding, [B, 1, 1, capacity]."""
         place_C = torch.arange(self.capacity, device=self.padding_B.device)
         hidden_BC = place_C < self.padding_B[:, None]
         visible_BC = torch.zeros(hidden_BC.shape, dtype=self.dtype, device=hidden_BC.device)
@@ -127,11 +127,11 @@ class Timeline:
 
 
 class _Distances:
-    """Which keys one new token of each row reads at each distance in chunks, the last of them
-    standing for all that are farther; for Dual Chunk Attention.
+    """The keys that one new token of each row reads at each distance in chunks, the last of which
+    stands for all that are farther; for Dual Chunk Attention.
 
     visible_BdL: 0 for these keys and -inf for others. exists_Bd1: 0 where a row has such keys; -inf
-    where it has none, of which `visible_BdL` then shows all: no kernel is given a row without keys.
+    where it has none: `visible_BdL` then shows all keys, since kernels need at least one.
     """
 
     def __init__(self, time: Timeline) -> None:
@@ -149,7 +149,7 @@ class _Distances:
 
 
 def _zero_where(is_there: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 there, and -inf elsewhere."""
+    """0 where it is true, -inf elsewhere."""
     zeros = torch.zeros(is_there.shape, dtype=dtype, device=is_there.device)
     return zeros.masked_fill_(~is_there, -torch.inf)
 
@@ -170,10 +170,10 @@ class KVCache:
         reads: Reads | None = None,
         tables: Tables | None = None,
     ) -> Tensor:
-        """Attention of this pass's places over all so far, [S, B, N·D]; keeps their k and v.
+        """Attention of this pass's places to all so far, [S, B, N·D]; stores their k and v.
 
-        As `model.attention.attention` has it: `reads` of the prompts, `tables` of queries that are
-        still to be rotated.
+        reads, tables: see `model.attention.attention`: of the prompts, and of queries still to be
+        rotated.
         """
         time = self.timeline
         self.keys = self._append(self.keys, time.at_one_end(k_SBGD))
@@ -192,8 +192,8 @@ class KVCache:
         return mixed_BGrD.reshape(1, B, N * D)
 
     def _attend_by_distance(self, distances: _Distances, q_SBND: Tensor, tables: Tables) -> Tensor:
-        """One kernel reads all keys for the queries of every distance; their softmaxes, each over
-        its own keys, are merged as attention.py has it."""
+        """One kernel reads all keys for the queries of every distance; the softmaxes, each over
+        its own keys, are merged as in attention.py."""
         _, B, N, D = q_SBND.shape
         keys, values = self._so_far()
         G, d = keys.shape[1], distances.count
@@ -213,12 +213,12 @@ class KVCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def pick(self, rows_B: Tensor) -> None:
-        """Go on with these rows, each as often as it is named."""
+        """Keep these rows, each as often as it is listed."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows_B], self.values[rows_B]
 
     def _append(self, old: Tensor | None, new_SBGD: Tensor) -> Tensor:
-        """`old` with this pass's places; a larger copy of it where they found no room."""
+        """`old` with this pass's places; in a larger copy where there was no room."""
         time, new_BGSD = self.timeline, new_SBGD.permute(1, 2, 0, 3)
         if old is None or old.shape[2] < time.capacity:
             B, G, _, D = new_BGSD.shape

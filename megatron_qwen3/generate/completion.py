@@ -1,4 +1,4 @@
-"""What is generated for one row, and the row while it lasts.
+"""The completion of one prompt, and a row's state while it is generated.
 
 row = GeneratedRow(index, limit, Completion(weights_version=version), thinking)
 row.take(token, log_prob, sampled_log_prob, stop_ids, on_token)
@@ -14,14 +14,14 @@ OnToken = Callable[[int, int, bool], None]  # row, token, whether it was inserte
 
 @dataclass
 class Completion:
-    """What came after one prompt, token by token, the stop token included.
+    """The tokens generated after one prompt, the stop token included.
 
     log_probs: log p(token) under the model alone, before temperature and penalties.
-    sampled_log_probs: the same of the logits divided by the temperature, still before penalties and
-    before top_k, top_p and min_p cut: what a fresh pass over the same text is compared with, where
-    probabilities of two sets of weights are put into a ratio. At temperature 0 equal to log_probs.
-    inserted: True where a thinking budget put the token; such tokens are not to be trained.
-    finish_reason: "stop" after a stop token, "length" after as many tokens as the row may have.
+    sampled_log_probs: log p of the logits divided by the temperature, before penalties and before
+    top_k, top_p and min_p cut. Another pass over the same text can be compared with them, where
+    probabilities of two sets of weights form a ratio. At temperature 0 equal to log_probs.
+    inserted: True where a thinking budget put the token; such tokens must not be trained.
+    finish_reason: "stop" after a stop token, "length" at the row's limit.
     weights_version: `Model.weights_version` of the weights that wrote it.
     """
 
@@ -35,7 +35,7 @@ class Completion:
 
 @dataclass
 class GeneratedRow:
-    """One row's generation while it lasts; `limit`: tokens that it may have."""
+    """A row that is being generated; limit: most tokens."""
 
     index: int
     limit: int
@@ -50,7 +50,7 @@ class GeneratedRow:
         return bool(self.completion.finish_reason)
 
     def forced(self) -> int | None:
-        """The token that has to come next; None where the model may say."""
+        """The token that must come next; None where the model chooses."""
         return self.thinking.forced() if self.thinking else None
 
     def take(
@@ -61,7 +61,7 @@ class GeneratedRow:
         stop_ids: Sequence[int],
         on_token: OnToken | None,
     ) -> None:
-        """Add the token that was chosen or forced; a row that is done ignores it."""
+        """Add a chosen or forced token; a row that is done ignores it."""
         if self.is_done:
             return
         inserted = self.forced() is not None

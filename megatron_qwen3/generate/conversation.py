@@ -1,7 +1,7 @@
-"""A conversation at the terminal: what was said, how the next answer is to be, and its commands.
+"""A conversation at the terminal: its messages, the settings of answers, and its commands.
 
     conversation = Conversation.begun("You are terse.", thinking=True, budget=None)
-    conversation.obey("/budget 512")     # what to tell; None where the line is a question
+    conversation.obey("/budget 512")     # the reply to show; None where the line is a question
     line = conversation.asked("What is 17 * 23?")  # for Encoder.encode
     conversation.answered("What is 17 * 23?", "<think>…</think>391")
 
@@ -21,26 +21,26 @@ from megatron_qwen3.generate.requests import check_characters
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
 
-_MOST_CHARACTERS = 1 << 26  # of a conversation's line: no model reads as much
+_MOST_CHARACTERS = 1 << 26  # of a conversation's line: more than any model reads
 
 HELP = """\
-/mode think | no_think   whether the next answers are to have thinking; /think and /no_think alone
-                         on a line are the same, in a question they hold for it and what follows
-/budget N | none         tokens of thinking, after which the answer must begin
-/system TEXT             the system message; without a text there is none
-/history                 what was said so far
+/mode think | no_think   whether answers have thinking; a line of only /think or /no_think does the
+                         same; within a question a flag holds for it and later ones
+/budget N | none         most tokens of thinking, after which the answer begins
+/system TEXT             set the system message; without TEXT, remove it
+/history                 show the conversation so far
 /undo                    forget the last question and its answer
 /reset                   forget all but the system message
-/save FILE               the conversation, as a line that `mq3 generate --file` and /load read
-/load FILE               go on with one in which every question has its answer
+/save FILE               save the conversation, as a line for `mq3 generate --file` and /load
+/load FILE               continue a saved one in which every question has its answer
 /exit                    end; so does Ctrl-D
 """
 
 
 @dataclass
 class Conversation:
-    """messages: as said so far, the system's too; thinking: whether answers may have it;
-    budget: tokens of thinking, None for any number."""
+    """messages: so far, the system's too; thinking: whether answers may have it; budget: most
+    tokens of thinking, None for any number."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     thinking: bool = True
@@ -55,8 +55,8 @@ class Conversation:
         budget: int | None = None,
         history: Path | None = None,
     ) -> "Conversation":
-        """One without questions, or with those of `history`, whose system message `system` takes
-        the place of. ConfigError for a budget below 0 and a file that cannot be gone on with."""
+        """A new conversation, or one that continues `history`, whose system message `system`
+        replaces. ConfigError for a budget below 0 and a file that cannot be continued."""
         conversation = cls(load(history) if history else [], thinking)
         if system:
             conversation._system(system)
@@ -65,9 +65,9 @@ class Conversation:
         return conversation
 
     def obey(self, line: str) -> str | None:
-        """Do what a line beginning with `/` commands, and say what came of it; None for a question.
+        """Run the command of a line that begins with `/`; returns the reply, None for a question.
 
-        Nothing changes where the command is wrong: then that is said.
+        A wrong command changes nothing; the reply then says so.
         """
         word, rest = (*line.split(maxsplit=1), "")[:2]
         if line in ("/think", "/no_think"):
@@ -91,15 +91,15 @@ class Conversation:
             return f"error: {word} is no command{known}"
         try:
             return commands[word](rest.strip())
-        except (OSError, ValueError) as error:  # ConfigError and ChatError are of the latter
+        except (OSError, ValueError) as error:  # ConfigError and ChatError are ValueErrors
             return f"error: {word}: {error}"
 
     def asked(self, question: str) -> dict[str, Any]:
-        """The line to encode for an answer to `question`."""
+        """The line to be encoded for an answer to `question`."""
         return {"messages": [*self.messages, {"role": "user", "content": question}]}
 
     def answered(self, question: str, text: str) -> None:
-        """Keep a question, and the text that the model wrote for it."""
+        """Append a question and the model's text."""
         thinking, answer = split_thinking(text)
         reply: dict[str, Any] = {"role": "assistant", "content": answer}
         if thinking:
@@ -160,7 +160,7 @@ class Conversation:
 def load(path: Path) -> list[dict[str, Any]]:
     """The messages of a file that /save wrote, or others that a question may follow.
 
-    ConfigError names the file and what is wrong.
+    ConfigError names the file and its fault.
     """
     try:
         with path.open(encoding="utf-8") as file:

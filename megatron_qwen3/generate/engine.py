@@ -1,13 +1,13 @@
-"""Generation on the weights in training, in any layout: `Generator(model)`.
+"""Generates with a model in any layout, also during training: `Generator(model)`.
 
     generator = Generator(engine.model)
     completions = generator.generate(prompts, Sampling(temperature=0.6), 256, stop_ids=[151645])
 
 All ranks call `generate`; those of one data rank with the same prompts, those of different data
-ranks with their own, as many as they have. Hidden states go from pipeline stage to stage, one
-tensor rank of the last stage chooses the tokens and tells the others: what a rank holds of a
-completion is the same on all. Where experts are spread over data ranks, all run equally many
-passes: who is done goes on until all are.
+ranks with their own, as many as they have. Hidden states pass from pipeline stage to stage, one
+tensor rank of the last stage chooses the tokens and sends them to the others: completions are equal
+on all ranks of a data rank. Where experts are spread over data ranks, all run equally many passes:
+a rank that is done goes on until all are.
 
 Legend: B rows, S places of a pass, H hidden, V vocabulary, v = V/tp.
 """
@@ -30,7 +30,7 @@ from megatron_qwen3.training.model import Model
 
 
 class Generator:
-    """Generates with a model, between training steps or without any."""
+    """Generates with a model, between training steps or without training."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -59,17 +59,17 @@ class Generator:
     ) -> list[Completion]:
         """`samples` completions for each prompt, those of one prompt after each other.
 
-        Prompts are ids, one at least in each; a data rank may have no prompt. `max_new_tokens` is
+        Prompts are ids, at least one in each; a data rank may have no prompt. `max_new_tokens` is
         one limit, or one for each prompt, and `budget` likewise. Row i, which is sample i % samples
         of prompt i // samples, draws from the random sequence of (sampling.seed, first_row + i),
         whatever else is in the batch; a prompt is read once for all its samples. With `seeds`, one
-        for each prompt, its sample k draws from (its seed, k) instead: what it gets does not depend
-        on where it stands among others.
-        `on_token` is called on every rank as tokens come, `on_pass` before each pass; what that
-        raises, on all ranks alike, ends them. ValueError, on all ranks, where one was given what is
-        out of range.
+        for each prompt, its sample k draws from (its seed, k) instead, independent of its place
+        among other prompts.
+        `on_token` is called on every rank for each token, `on_pass` before each pass; an exception
+        of the latter, on all ranks alike, ends the generation. ValueError, on all ranks, where one
+        of them has an argument out of range.
         """
-        self.model.synchronize()  # all data ranks take part, also one without prompts
+        self.model.synchronize()  # all data ranks take part, even one without prompts
         with self.model.together():
             limits = _limits(prompts, max_new_tokens, samples)
             budgets = _budgets(prompts, budget)
@@ -107,7 +107,7 @@ class Generator:
             if not chunk.pre_process:
                 chunk.set_input_tensor(self._receive(tokens_BS))
             output = chunk(tokens_BS, sequences)
-            chunk.set_input_tensor(None)  # or it would keep them until the next pass
+            chunk.set_input_tensor(None)  # otherwise it would keep them until the next pass
             if not chunk.post_process:
                 dist.send(output, group_dst=self._neighbour(1), group=self.pipeline)
         if not self.is_last_stage:
@@ -116,7 +116,7 @@ class Generator:
         return self._whole_logits(output.of_places(time.last_B(), batch.products))
 
     def _receive(self, tokens_BS: Tensor) -> Tensor:
-        """The hidden states of the stage before, [S, B, H]."""
+        """Receive the hidden states of the previous stage, [S, B, H]."""
         B, S = tokens_BS.shape
         shape = (S, B, self.config.model.hidden_size)
         hidden_SBH = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -135,9 +135,9 @@ class Generator:
         return gathered.transpose(0, 1).flatten(1).float()
 
     def tell(self, chosen_3B: Tensor) -> Tensor:
-        """The choosing rank's `chosen_3B` on all ranks that hold parts of the same model."""
+        """Send the choosing rank's `chosen_3B` to all ranks that hold parts of the same model."""
         if self.layout.tensor * self.layout.pipeline > 1:
-            # First along the last stage's tensor ranks, then each of them down its own pipeline.
+            # First to the last stage's tensor ranks, then from each of them along its own pipeline.
             if self.is_last_stage and self.layout.tensor > 1:
                 dist.broadcast(chosen_3B, group_src=0, group=self.tensor)
             if self.layout.pipeline > 1:
@@ -146,7 +146,7 @@ class Generator:
         return chosen_3B
 
     def _any_rank(self, mine: bool) -> bool:
-        """Whether it is so on one of the data ranks that have to keep step."""
+        """Whether `mine` is true on any of the data ranks that have to keep step."""
         if not self.layout.data_ranks_share_experts:
             return mine
         flag = torch.tensor([int(mine)], device=self.device)
@@ -168,7 +168,7 @@ class _Batch:
         draws: Sequence[tuple[int, int]] | None,
     ) -> None:
         """`room`: tokens expected after a prompt; `draws`: a seed and a number for each row."""
-        prompts = prompts or [[0]]  # a rank without prompts keeps step with one of no use
+        prompts = prompts or [[0]]  # a rank without prompts keeps step with a dummy one
         self.generator, self.samples = generator, samples
         self.sampling, device = sampling, generator.device
         lengths_B = [len(prompt) for prompt in prompts]
@@ -186,7 +186,7 @@ class _Batch:
             self.sampler = Sampler(sampling, rows, first_row, vocabulary, device, draws or None)
 
     def of_all_samples(self, logits_BV: Tensor | None) -> Tensor | None:
-        """After the prompts: each one's caches and logits, once for every sample of it."""
+        """After the prompts: repeat each one's caches and logits for every sample."""
         if self.samples == 1 or not self.timeline.is_at_prompts:
             return logits_BV
         prompts = torch.arange(len(self.next_BS), device=self.next_BS.device)
@@ -226,7 +226,7 @@ class _Batch:
         return [rows[place] for place in left]
 
     def _pick(self, places_B: Tensor) -> None:
-        """Go on with the rows that are at these places now, each as often as it is named."""
+        """Keep the rows at these places, each as often as it is listed."""
         for cache in self.caches.values():
             cache.pick(places_B)
         self.timeline.pick(places_B)
@@ -235,7 +235,7 @@ class _Batch:
 def _limits(
     prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], samples: int
 ) -> list[int]:
-    """Tokens that each prompt may get. ValueError where an argument is out of range."""
+    """The limit of each prompt's new tokens. ValueError where an argument is out of range."""
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
     if samples < 1:
@@ -256,7 +256,7 @@ def _budgets(
     prompts: Sequence[Sequence[int]],
     budget: ThinkingBudget | None | Sequence[ThinkingBudget | None],
 ) -> list[ThinkingBudget | None]:
-    """What each prompt's thinking may have. ValueError where there are more or fewer of them."""
+    """Each prompt's thinking budget. ValueError where their number differs."""
     if budget is None or isinstance(budget, ThinkingBudget):
         return [budget] * len(prompts)
     if len(budget) != len(prompts):
@@ -277,7 +277,7 @@ def _check_ids(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
 def _draws(
     prompts: Sequence[Sequence[int]], samples: int, seeds: Sequence[int] | None
 ) -> list[tuple[int, int]] | None:
-    """Seed and number of each row; None where one seed is for all."""
+    """Seed and number of each row; None where all share one seed."""
     if seeds is None:
         return None
     if len(seeds) != len(prompts):

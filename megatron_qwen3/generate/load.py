@@ -1,4 +1,4 @@
-"""A model to generate with, from a checkpoint of ours or a folder of Hugging Face's format.
+"""Loads a model for generation, from a checkpoint of ours or a folder of Hugging Face's format.
 
 source = ModelSource(Path("runs/stage_3"))
 config = source.config(["parallel.tensor=2"], world_size=2)  # no torch until here
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class ModelSource:
-    """Where weights and tokenizer come from.
+    """The source of weights and tokenizer.
 
     ConfigError where `path` is neither format, or the checkpoint, or a run's newest, is damaged.
     """
@@ -61,9 +61,9 @@ class ModelSource:
         head: str = "vocabulary",
         generates: bool = True,
     ) -> Config:
-        """Settings to generate with: the model's own, one rank per part unless overrides say more.
+        """Settings for generation: the model's own, one rank per part unless overrides say more.
 
-        What the model was trained with, but its precision and tokenizer, has no part in it.
+        Of the training settings only precision and tokenizer are used.
         head: "scalar" to score answers; generates: False to score texts, which ranks may share.
         ConfigError where the model has the other head.
         """
@@ -77,7 +77,7 @@ class ModelSource:
             "train.steps": 1,
             "train.global_batch": world_size,
             "train.precision": precision,
-            "data.sequence_length": 1024 * world_size,  # any; tensor ranks must divide it
+            "data.sequence_length": 1024 * world_size,  # arbitrary, but tensor ranks must divide it
             "data.tokenizer": tokenizer,
         }
         lines = [f"{name}={emit(value)}" for name, value in values.items()]
@@ -96,10 +96,11 @@ class ModelSource:
         return config
 
     def trained_length(self) -> int:
-        """Positions that the model was trained with; ConfigError where none says.
+        """Length that the model was trained with; ConfigError where it is unknown.
 
-        A run's are its rows'. A folder of Hugging Face's, or what was made of one, tells how far
-        YaRN reaches, not whether it was trained so: there it is the length before YaRN.
+        For a run it is the length of its rows. A folder of Hugging Face's, or a checkpoint made
+        from one, has the reach of YaRN, but not whether it was trained so: there it is the length
+        before YaRN.
         """
         if not self.is_hf:
             saved = settings.load([self.path / "config.toml"])
@@ -116,16 +117,16 @@ class ModelSource:
         return length
 
     def reach(self, rope: RopeConfig) -> int:
-        """Positions that the model reads as it was trained to, under `rope`; 0 is any number."""
+        """Length up to which the model reads as trained, under `rope`; 0: any length."""
         if rope.has_dca:
             return 0
         try:
             return max(self.trained_length(), rope.yarn_length)
-        except ConfigError:  # a folder that does not say
+        except ConfigError:  # a folder without this entry
             return rope.yarn_length
 
     def _read(self) -> tuple[Any, RopeConfig, str, str]:
-        """Settings of the model and its positions, precision, and where the tokenizer is."""
+        """Settings of the model and its positions, precision, and the tokenizer's folder."""
         if self.is_hf:
             read = read_config(self.path)
             dtype = read.fields.get("dtype") or read.fields.get("torch_dtype")
@@ -138,7 +139,7 @@ class ModelSource:
         saved = settings.load([self.path / "config.toml"])
         own = self.path / "tokenizer"
         return (
-            replace(saved.model, kind="auto"),  # as this machine has it, not the one that trained
+            replace(saved.model, kind="auto"),  # what this machine has, not the one that trained
             saved.rope,
             saved.train.precision,
             str(own if has_tokenizer(own) else saved.data.tokenizer),
@@ -146,7 +147,8 @@ class ModelSource:
 
 
 def tokenizer_of(config: Config) -> Any:
-    """ConfigError where the settings name none, it is gone, or the model has too few embeddings."""
+    """The tokenizer. ConfigError where it is not set, missing, or larger than the model's
+    vocabulary."""
     from data_prep import tokenizer, tokenizer_file
 
     named = config.data.tokenizer
@@ -155,7 +157,7 @@ def tokenizer_of(config: Config) -> Any:
             "the model was trained without a tokenizer being named; name it among the arguments: "
             "data.tokenizer=FOLDER, the one that its text was tokenized with"
         )
-    tokenizer_folder(named)  # where it is not there, the error has the setting
+    tokenizer_folder(named)  # where it is missing, the error names the setting
     file = tokenizer_json(named)
     if not file.is_file():
         raise ConfigError(
@@ -175,14 +177,15 @@ def tokenizer_of(config: Config) -> Any:
 
 
 def stop_ids(source: ModelSource, config: Config, tokenizer: Any) -> list[int]:
-    """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
+    """Every id that ends a text: of Qwen3's format, and of config.json and
+    generation_config.json."""
     own = tokenizer_folder(config.data.tokenizer)
     folders = [own, source.path, source.path / "tokenizer"]
     return ends_of(folders, tokenizer)
 
 
 def ends_of(folders: Iterable[Path], tokenizer: Any) -> list[int]:
-    """Every id that ends a text: of Qwen3's format, and as these folders say."""
+    """Every id that ends a text: of Qwen3's format, and of these folders."""
     ids = {number for folder in folders for number in end_ids(folder)}
     ids |= {tokenizer.token_to_id(token) for token in _ENDS}
     return sorted(number for number in ids if number is not None)

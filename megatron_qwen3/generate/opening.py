@@ -1,14 +1,14 @@
-"""From what was typed to a model that answers, on this rank: checked first, then loaded.
+"""Opens a model for a command on this rank: checks the arguments first, then loads.
 
     source, config = checked(Path("runs/sft"), ["parallel.tensor=2"])
-    …                                     # whatever else of the command line may be wrong
+    …                                     # check the rest of the command line
     layout = joined(config)               # torch and megatron-core are imported here, not before
     model = load(source, config, layout)
     close()
 
     session = opened(source, config, tokenizer, encoder, options)   # joined, with a generator
 
-Something that is wrong costs no seconds.
+Wrong arguments are reported before the seconds of importing and loading.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What the command line asks for, as ids to go on from.
+"""Encodes the command line's prompts as requests of ids.
 
     encoder = Encoder(tokenizer, options)
     requests = encoder.encode_all(read_lines(path))
 
-A line is {"prompt": text} or {"messages": […], "tools": […]}, with whatever else its owner keeps
-there, but no `completion`: what is generated will stand there. All of them are encoded, and what is
-wrong with them told, before a model is loaded: nothing here imports torch.
+A line is {"prompt": text} or {"messages": […], "tools": […]}; its other fields are kept, but it may
+have no `completion`, where the generated text will be put. All lines are encoded, and their faults
+reported, before a model is loaded: nothing here imports torch.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 from megatron_qwen3.generate.template import FolderTemplate
 
 Line = dict[str, Any]
-RESULT = "completion"  # the one key that a line gets
+RESULT = "completion"  # the key that is added to a line
 SAMPLING_OPTIONS = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptRequest:
-    """Ids to go on from, how tokens are chosen after them, and the line they came from."""
+    """A prompt's ids, its sampling, and its line."""
 
     line: Line
     prompt: list[int]
@@ -39,7 +39,7 @@ class PromptRequest:
 class Encoder:
     """Lines to requests, under the command line's options for sampling and thinking.
 
-    template: the folder's, for conversations that are not to have Qwen3's format.
+    template: the folder's, used in place of Qwen3's format.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Encoder:
         self._said = {name: value for name, value in values.items() if value is not None}
 
     def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[PromptRequest]:
-        """Requests of lines, each with the place where it stands, which a ConfigError names."""
+        """Requests of lines, given with their places, which a ConfigError names."""
         placed, requests = list(lines), []
         for place, line in placed:
             check_characters(line, f"{place}: ")
@@ -73,7 +73,7 @@ class Encoder:
         return self._request(line, self._conversations([line] if "messages" in line else []))
 
     def _request(self, line: Line, conversations: Iterator[Any]) -> PromptRequest:
-        """`conversations` has the line's ids next, or the reason why there are none."""
+        """conversations: yields the line's ids next, or the reason why there are none."""
         ids = next(conversations) if "messages" in line else None
         if isinstance(ids, Exception):
             raise ids
@@ -109,7 +109,7 @@ class Encoder:
 def both_modes(
     tokenizer: tokenizers.Tokenizer, options: argparse.Namespace, template: FolderTemplate | None
 ) -> dict[bool, Encoder]:
-    """For answers that may have thinking, and for those that may not."""
+    """Encoders for answers with thinking (True), and without."""
     modes = {
         thinking: argparse.Namespace(**vars(options) | {"no_think": not thinking})
         for thinking in (True, False)
@@ -118,7 +118,7 @@ def both_modes(
 
 
 def batches(requests: Sequence[PromptRequest], size: int) -> Iterator[Sequence[PromptRequest]]:
-    """At most `size` neighbours at a time that are sampled alike."""
+    """Batches of at most `size` neighbours with equal sampling."""
     start = 0
     for place in range(1, len(requests) + 1):
         is_end = place == len(requests) or requests[place].sampling != requests[start].sampling
@@ -128,9 +128,9 @@ def batches(requests: Sequence[PromptRequest], size: int) -> Iterator[Sequence[P
 
 
 def read_lines(path: Path) -> list[tuple[str, Line]]:
-    """The objects of a JSONL file, each with the place where it stands.
+    """The objects of a JSONL file, each with its place.
 
-    ConfigError names the line that is none with a prompt.
+    ConfigError names a line without a prompt.
     """
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
@@ -147,7 +147,7 @@ def _line(place: str, text: str) -> Line:
         raise ConfigError(f"{place}: not JSON ({error})") from None
     if isinstance(line, dict) and RESULT in line:
         raise ConfigError(
-            f'{place}: has "{RESULT}" already, where what is generated is put; rename it'
+            f'{place}: has "{RESULT}" already, where the generated text is put; rename it'
         )
     if isinstance(line, dict) and (
         isinstance(line.get("prompt"), str) or isinstance(line.get("messages"), list)
@@ -157,7 +157,7 @@ def _line(place: str, text: str) -> Line:
 
 
 def check_characters(line: Line, place: str = "") -> None:
-    """JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
+    """ConfigError for half a surrogate pair, which JSON can hold but no file or tokenizer takes."""
     try:
         json.dumps(line, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

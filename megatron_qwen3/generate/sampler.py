@@ -1,8 +1,8 @@
-"""The next token of each row from its logits, as transformers' logits processors would have it.
+"""Chooses the next token of each row from its logits, as transformers' logits processors do.
 
 Pure functions on float32 [B, V], in transformers' order: repetition penalty, temperature, top-k,
 top-p, min-p. The presence penalty, which transformers lacks, comes after the repetition penalty.
-`Sampler` keeps what they need from one token to the next.
+`Sampler` keeps their state from one token to the next.
 
 Every row draws from a random sequence of its own, made from the seed and the row's number: its
 tokens depend neither on the rows beside it nor on the device.
@@ -21,7 +21,7 @@ from megatron_qwen3.generate.sampling import Sampling
 
 
 class Sampler:
-    """Chooses tokens for B rows and remembers which ones they have."""
+    """Chooses tokens for B rows and records which tokens they have."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class Sampler:
         device: torch.device,
         draws: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """Row i draws with the seed of `sampling` and the number `first_row` + i, or as `draws`
-        has it: a seed and a number for each row."""
+        """Row i draws with the seed of `sampling` and the number `first_row` + i, or with its own
+        seed and number of `draws`."""
         self.sampling = sampling
         rows = range(first_row, first_row + len(prompts))
         draws = [(sampling.seed, row) for row in rows] if draws is None else draws
-        # Seeded by a text: Python hashes it, so that neighbouring rows have nothing in common.
+        # Seeded by a text, which Python hashes, so that neighbouring rows are independent.
         self.randoms = [random.Random(f"{seed}/{number}") for seed, number in draws]
         shape = (len(prompts), vocabulary)
         self.seen_BV = self.written_BV = None
@@ -61,13 +61,13 @@ class Sampler:
         return draw(*candidates(scores_BV, sampling), uniform_B.to(scores_BV.device))
 
     def remember(self, tokens_B: Tensor) -> None:
-        """What each row got, which need not be what `choose` said."""
+        """Record the token of each row, which may differ from `choose`'s."""
         for mask_BV in (self.seen_BV, self.written_BV):
             if mask_BV is not None:
                 mask_BV.scatter_(1, tokens_B[:, None], True)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows."""
         self.randoms = [self.randoms[row] for row in rows.tolist()]
         if self.seen_BV is not None:
             self.seen_BV = self.seen_BV[rows]
@@ -76,17 +76,17 @@ class Sampler:
 
 
 def penalize_repetition(scores_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Less likely, for a penalty above 1, where `seen_BV` (bool) is set."""
+    """Lower the scores where `seen_BV` (bool) is set, for a penalty above 1."""
     penalized_BV = torch.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
     return torch.where(seen_BV, penalized_BV, scores_BV)
 
 
 def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Scores after temperature, top-k, top-p and min-p, and which tokens they are, both [B, M].
+    """Scores after temperature, top-k, top-p and min-p, and their token ids, both [B, M].
 
-    Ascending in each row, or all in the order of their ids where nothing is cut, since to sort a
-    vocabulary takes longer than all else; -inf for what was cut. Of equal scores at the edge of
-    top-p those of larger ids stay; transformers leaves open which.
+    Ascending in each row; without any cut, in the order of ids, since sorting a vocabulary takes
+    longer than all the rest; -inf for cut tokens. Of equal scores at the edge of top-p, larger ids
+    stay; in transformers the choice is undefined.
     """
     scores_BM, ids_BM = _top_k(scores_BV / sampling.temperature, sampling.top_k)
     if sampling.top_p == 1 and not sampling.min_p and scores_BM.shape == scores_BV.shape:
@@ -108,15 +108,15 @@ def draw(scores_BM: Tensor, ids_BM: Tensor, uniform_B: Tensor) -> Tensor:
     sum_BM = running_sum(scores_BM.double().softmax(-1))
     least_B1 = uniform_B[:, None] * sum_BM[:, -1:]
     place_B1 = torch.searchsorted(sum_BM, least_B1, right=True)
-    # Of NaN there is no place; what computed it is found by whoever trains on it.
+    # NaN has no place; training on its result will report it.
     return ids_BM.gather(1, place_B1.clamp_(max=sum_BM.shape[1] - 1)).squeeze(1)
 
 
 def running_sum(x_BM: Tensor) -> Tensor:
-    """The sum of each number and of all before it in its row."""
+    """The sum of each number and all before it in its row."""
     if kernels.has_running_sum(x_BM):
         return x_BM.cumsum(-1)
-    reach = 1  # so many numbers of its row are in each sum (Hillis and Steele, 1986)
+    reach = 1  # numbers in each sum so far (Hillis and Steele, 1986)
     while reach < x_BM.shape[1]:
         x_BM = torch.cat([x_BM[:, :reach], x_BM[:, reach:] + x_BM[:, :-reach]], 1)
         reach *= 2
@@ -124,8 +124,8 @@ def running_sum(x_BM: Tensor) -> Tensor:
 
 
 def log_probs(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:
-    """log p(token), [2, B]: under the logits as the model gave them, and under those divided by
-    the temperature; the former again where it is 0."""
+    """log p(token), [2, B]: of the model's own logits, and of those divided by the temperature; at
+    temperature 0 both are the former."""
     plain_B = _log_p(logits_BV, tokens_B)
     if temperature in (0, 1):
         return plain_B.expand(2, -1)

@@ -1,6 +1,6 @@
-"""How tokens are chosen, as people write it: `Sampling(temperature=0.6, top_p=0.95, top_k=20)`.
+"""Settings of sampling: `Sampling(temperature=0.6, top_p=0.95, top_k=20)`.
 
-`sampler.py` does it. Nothing here imports torch.
+`sampler.py` applies them. Nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from megatron_qwen3.config import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. ConfigError where a value is out of range.
+    """Settings of sampling. ConfigError where a value is out of range.
 
     temperature          0 takes the likeliest token and ignores top_k, top_p and min_p
-    top_k                keep the k likeliest tokens and all as likely as the last; 0 = all
+    top_k                keep the k likeliest tokens and ties with the last; 0 = all
     top_p                keep the likeliest tokens that together reach this probability
     min_p                keep tokens at least this times as likely as the likeliest
     repetition_penalty   divides positive and multiplies negative logits of tokens in the prompt
@@ -43,6 +43,6 @@ class Sampling:
                 raise ConfigError(f"{name} = {getattr(self, name)}; valid: {range_}")
 
 
-# The Qwen3 technical report's, section 4.6 (arXiv 2505.09388).
+# From the Qwen3 technical report, section 4.6 (arXiv 2505.09388).
 THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20)
 NOT_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)

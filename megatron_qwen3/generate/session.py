@@ -1,9 +1,9 @@
-"""A loaded model at the terminal: streams one answer, or works through many prompts.
+"""A loaded model at the terminal: streams one answer, or completes many prompts.
 
     session = Session(generator, tokenizer, encoder, budget, stop_ids, options)
     session.file(requests, Path("answers.jsonl"))
 
-All ranks run the same session; the first one reads, writes and speaks.
+All ranks run the same session; the first one reads, writes and prints.
 """
 
 import argparse
@@ -44,14 +44,14 @@ class Session:
         options: argparse.Namespace,
         reach: int = 0,
     ) -> None:
-        """reach: positions that the model reads as it was trained to; 0 is any number."""
+        """reach: length up to which the model reads as trained; 0: any length."""
         self.generator, self.tokenizer, self.encoder = generator, tokenizer, encoder
         self.budget, self.stop_ids, self.options = budget, stop_ids, options
         self.is_first = dist.get_rank() == 0
         self._reach = reach
 
     def prompts(self, requests: Sequence[PromptRequest]) -> None:
-        """Go on with texts: one while it comes, several beside each other."""
+        """Continue texts: one is streamed, several are completed together."""
         if len(requests) == 1:
             self.stream(requests[0], self.budget)
             return
@@ -61,11 +61,11 @@ class Session:
             self._print(f"=== {request.line['prompt']}\n{self._text(completion)}\n")
 
     def file(self, requests: Sequence[PromptRequest], out: Path | None) -> None:
-        """Each line again, with what was generated under one key beside what was given."""
+        """Write each line of a file again, with its completion under RESULT."""
         size = self.options.batch * self.generator.layout.data
         bar = Bar("prompts", len(requests), is_shown=self.is_first)
         with self._target(out) as target, bar:
-            # What is no UTF-8 is no JSON, unless its characters are written as numbers.
+            # Text that is not UTF-8 must be escaped to be valid JSON.
             as_numbers = codecs.lookup(target.encoding).name != "utf-8"
             done = 0
             for batch in batches(requests, size):
@@ -85,7 +85,8 @@ class Session:
         budget: ThinkingBudget | None,
         on_token: OnToken | None = None,
     ) -> list[Completion]:
-        """Completions of requests sampled alike, shared between the data ranks, on every rank."""
+        """Completions of requests of equal sampling; data ranks share the work, all get the
+        result."""
         share = -(-len(requests) // self.generator.layout.data)
         start = self.generator.model.data_rank * share
         mine = self.generator.generate(
@@ -104,7 +105,7 @@ class Session:
         return found
 
     def _note_reach(self, requests: Sequence[PromptRequest], found: Sequence[Completion]) -> None:
-        """Say once that a text is longer than the model was trained to read."""
+        """Note once that a text is longer than the model was trained for."""
         pairs = zip(requests, found, strict=True)
         longest = max(len(request.prompt) + len(one.tokens) for request, one in pairs)
         if not self._reach or longest <= self._reach:
@@ -119,7 +120,7 @@ class Session:
         self._reach = 0
 
     def stream(self, request: PromptRequest, budget: ThinkingBudget | None) -> str:
-        """Print one answer while it comes, its thinking within `budget`; its text."""
+        """Print one answer while it is generated; returns its text. budget: of thinking."""
         stream, began = TextStream(self.tokenizer), time.perf_counter()
 
         def show(row: int, token: int, inserted: bool) -> None:
@@ -151,7 +152,7 @@ class Session:
 
     @contextlib.contextmanager
     def _target(self, out: Path | None) -> Iterator[Any]:
-        """Where lines go. A file of that name is whole: it is written beside and renamed."""
+        """The file for output lines; it is written under another name and renamed when whole."""
         if out is None or not self.is_first:
             yield sys.stdout
             return
@@ -162,6 +163,6 @@ class Session:
             target.detach()
 
     def _print(self, text: str) -> None:
-        """Lines and tabs are the text's own; what steers a terminal is written out."""
+        """Print text with its own lines and tabs; control characters are escaped."""
         if self.is_first:
             print(shown_text(text), end="", flush=True)

@@ -1,9 +1,9 @@
-"""Questions from the terminal, answers as they come: what `mq3 chat` and `generate --chat` do.
+"""Conversations at the terminal, for `mq3 chat` and `generate --chat`.
 
     talk(session, conversation, encoders)
 
-All ranks run it. The first one reads what is typed and tells the others; a line of standard input
-is a question or a command (`conversation.py`), whether somebody types it or a pipe has it.
+All ranks run it. The first one reads standard input and tells the others; a line is a question or a
+command (`conversation.py`), from a terminal or a pipe.
 """
 
 import io
@@ -22,10 +22,10 @@ from megatron_qwen3.shown import shown_text
 
 
 def talk(session: Session, conversation: Conversation, encoders: Mapping[bool, Encoder]) -> None:
-    """Answer until standard input ends, or Ctrl-C at the prompt. conversation: the first rank's
-    counts; encoders: for answers with thinking, and without."""
+    """Answer until standard input ends, or Ctrl-C at the prompt. conversation: only the first
+    rank's is used; encoders: for answers with thinking, and without."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # What is no UTF-8 becomes half characters, which the encoder refuses by name.
+        # Bytes that are not UTF-8 become half characters, which the encoder refuses by name.
         sys.stdin.reconfigure(errors="surrogateescape")
     for question, shared in _questions(session.is_first, conversation):
         answer = _answer(session, shared, encoders, question)
@@ -34,8 +34,8 @@ def talk(session: Session, conversation: Conversation, encoders: Mapping[bool, E
 
 
 def _questions(is_first: bool, conversation: Conversation) -> Iterator[tuple[str, Conversation]]:
-    """Each question, and the conversation in which it is asked, on every rank. The first rank obeys
-    commands: only it may see the files that they name."""
+    """Each question with its conversation, on every rank. Only the first rank runs
+    commands, since only it may see the files that they name."""
     while True:
         told = [_next(conversation) if is_first else None, conversation]
         dist.broadcast_object_list(told, src=0)
@@ -70,7 +70,7 @@ def _tell(text: str) -> None:
 def _answer(
     session: Session, conversation: Conversation, encoders: Mapping[bool, Encoder], question: str
 ) -> str | None:
-    """Print the answer to a question; None, and why, where there is none."""
+    """Print the answer to a question; None, after printing why, where there is none."""
     why = "\nstopped; the question is forgotten"
     try:
         budget = None
@@ -82,17 +82,17 @@ def _answer(
         why = f"error: {error}"
     except KeyboardInterrupt:
         if dist.get_world_size() > 1:
-            raise  # other ranks are somewhere else in the pass
+            raise  # other ranks may be elsewhere in the pass
     if session.is_first:
         _tell(why)
     return None
 
 
 def _typed() -> str | None:
-    """One line; None at the end. At a terminal it can be edited, and earlier ones fetched."""
+    """One line; None at the end. A terminal gets line editing and history."""
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
-    import readline  # noqa: F401  input() uses it once it is there
+    import readline  # noqa: F401  input() uses it once imported
 
     try:
         return input("> ")

@@ -1,14 +1,14 @@
-"""A folder's own chat template, rendered as transformers renders it, in a process of its own.
+"""Renders a folder's own chat template as transformers does, in a process of its own.
 
     template = template_of(folder)  # None where the folder has none
     template.differs()  # from Qwen3's format, whose renderer is chat.py
     template.render([{"messages": […], "tools": […]}], enable_thinking=True)
 
-A template is a program by a stranger. transformers runs it in ImmutableSandboxedEnvironment of
-jinja2, which keeps files and Python's insides from it, but bounds neither time nor memory: so
-another process runs it, this module as a program, with limits on both and on the text that comes
-back. What templates render is cut into tokens as it stands: control tokens in the text of a message
-count, unlike in chat.py.
+A template is an untrusted program. transformers runs it in jinja2's ImmutableSandboxedEnvironment,
+which keeps files and Python's insides from it, but bounds neither time nor memory: so another
+process runs it, this module as a program, with limits on both and on the text that comes back.
+Rendered text is tokenized as it is: control tokens in the text of a message count, unlike in
+chat.py.
 """
 
 import json
@@ -20,22 +20,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS, SECONDS_EACH = 10, 0.05  # of the processor, at all and for each conversation
+SECONDS, SECONDS_EACH = 10, 0.05  # of processor time: fixed, and for each conversation
 MEMORY_BYTES, TEXT_CHARACTERS = 1 << 30, 1 << 28
-_LONGEST_TEMPLATE = 1 << 20  # bytes; published ones have 20 KB at most
+_LONGEST_TEMPLATE = 1 << 20  # bytes; published ones have at most 20 KB
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True)
 class FolderTemplate:
-    """The texts of a folder's templates by name, and the special tokens that they may ask for."""
+    """The texts of a folder's templates by name, and the special tokens that they may use."""
 
     folder: Path
     texts: Mapping[str, str]
     special: Mapping[str, str] = field(default_factory=dict)
 
     def differs(self) -> bool:
-        """Whether one of the probes, conversations of every kind, is rendered otherwise by us.
+        """Whether the template and we render any of the probes, conversations of all kinds,
+        differently.
 
         ConfigError where transformers is not installed, or the template does not end.
         """
@@ -62,7 +63,7 @@ class FolderTemplate:
     def render(
         self, lines: Sequence[Mapping[str, Any]], enable_thinking: bool
     ) -> list[str | Exception]:
-        """The prompt of each line's messages and tools, or why the template has none for it."""
+        """The prompt of each line's messages and tools, or the template's error."""
         from megatron_qwen3.chat import ChatError
         from megatron_qwen3.config import ConfigError
         from megatron_qwen3.processes import isolated
@@ -104,7 +105,8 @@ class FolderTemplate:
 
 
 def template_of(folder: Path) -> FolderTemplate | None:
-    """Of a tokenizer's folder, or of a file in it, where transformers looks. ConfigError."""
+    """The template of a tokenizer's folder, or of a file in it, found as in transformers.
+    ConfigError."""
     from megatron_qwen3.config import ConfigError
 
     folder = folder.parent if folder.is_file() else folder
@@ -130,7 +132,7 @@ def template_of(folder: Path) -> FolderTemplate | None:
 
 
 def _read(path: Path) -> str:
-    """A file's text; "" where it is not there. ValueError where it is too long to be one."""
+    """A file's text; "" without the file. ValueError where it is too long."""
     if not path.is_file():
         return ""
     if path.name.endswith(".jinja") and path.stat().st_size > _LONGEST_TEMPLATE:
@@ -182,7 +184,7 @@ def _main() -> int:
             return _NOT_INSTALLED
         except MemoryError:
             raise
-        except Exception as error:  # whatever a template raises
+        except Exception as error:  # a template may raise anything
             results.append((True, f"{type(error).__name__}: {str(error)[:500]}"))
             continue
         results.append((False, rendered[0]))
@@ -194,7 +196,7 @@ def _main() -> int:
 
 
 def _limit(seconds: int) -> None:
-    """What follows gets this much time of the processor, and no more memory than that above."""
+    """Limit this process's processor time and memory from here on."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     end = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (end, end))
@@ -202,7 +204,7 @@ def _limit(seconds: int) -> None:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
-        return  # where there is no such file, memory has no limit
+        return  # without this file memory is not limited
     room = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
 

@@ -1,12 +1,12 @@
-"""The thinking budget: thinking that gets too long is cut, and the answer goes on from there.
+"""The thinking budget: cuts thinking that gets too long, after which the answer begins.
 
-At the budget the model is not asked any more; the tokens of a fixed text that ends the think block
+At the budget the model no longer chooses; the tokens of a fixed text that ends the think block
 are inserted one by one (Qwen3 technical report, arXiv 2505.09388, section 4.3: thinking budget).
 
     budget = ThinkingBudget.of(tokenizer, 512)
     row = Thinking(budget, prompt)
     token = row.forced()  # the id that must come next, or None: ask the model
-    row.saw(token)  # what came, forced or chosen
+    row.saw(token)  # the token added, forced or chosen
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class ThinkingBudget:
 
     @classmethod
     def of(cls, tokenizer: tokenizers.Tokenizer, tokens: int) -> "ThinkingBudget":
-        """With the text of Qwen3. ConfigError where the tokenizer has no think tags."""
+        """A budget with Qwen3's text. ConfigError where the tokenizer has no think tags."""
         if tokens < 0:
             raise ConfigError(f"thinking budget = {tokens}; valid: at least 0")
         opens, closes = (tokenizer.token_to_id(tag) for tag in (THINK, END_THINK))
@@ -60,7 +60,7 @@ class Thinking:
             self.saw(token)
 
     def forced(self) -> int | None:
-        """The id that has to come next; None where the model may say."""
+        """The id that must come next; None where the model chooses."""
         if self.spent is not None and self.spent >= self.budget.tokens:
             self.inserting = list(self.budget.cut)
             self.spent, self.is_over = None, True
@@ -78,6 +78,6 @@ class Thinking:
 
 
 def _last_turn(prompt: Sequence[int], turn: int | None) -> Sequence[int]:
-    """The turn that generation goes on with: blocks of earlier turns do not count."""
+    """The turn that is being generated: blocks of earlier turns do not count."""
     starts = [place for place, token in enumerate(prompt) if token == turn]
     return prompt[starts[-1] :] if starts else prompt

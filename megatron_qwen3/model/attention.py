@@ -1,10 +1,10 @@
 """Attention as one primitive: rectangles of queries and keys, merged by their denominators.
 
     mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)                  # each row is one text
-    mixed_SBW = attention(q_SBND, k_TBGD, v_TBGD, reads)           # what `reads` says: reads.py
+    mixed_SBW = attention(q_SBND, k_TBGD, v_TBGD, reads)           # which keys: reads.py
     mixed_SBW = attention(q_SBND, k_TBGD, v_TBGD, reads, tables)   # Dual Chunk Attention: dca.py
 
-Documents that share rows, chunks, and a rank that has a part of a row's queries are different lists
+Documents that share rows, chunks, and a rank with a part of a row's queries are different lists
 of rectangles. A rectangle p of a query's keys gives a softmax of its own, out_p, and the logarithm
 of its denominator, lse_p; that over all of them is
 
@@ -12,8 +12,8 @@ of its denominator, lse_p; that over all of them is
 
 Backward asks the kernel for every rectangle's gradients again, but with the merged out and lse:
 its weights exp(score - lse) and Σ grad · out are then those of the whole softmax, and the gradients
-add up. Autograd could not do it, since kernels give no gradient by lse. Nothing of size S×T is
-made, in memory or as a mask, and time goes with the pairs of places that see each other.
+add up. Autograd could not do this, since kernels give no gradient by lse. No tensor or mask of size
+S×T is made, and time grows with the pairs of places that attend to each other.
 
 Shapes: S queries and T keys of a row, B batch, N query heads, G key/value groups, D head size,
 W = N·D; b, n and small lengths of one kernel's call.
@@ -41,17 +41,17 @@ def attention(
     reads: Reads | None = None,
     tables: Tables | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √D) v over what each query reads, [S, B, W].
+    """softmax(q kᵀ / √D) v over the keys that each query reads, [S, B, W].
 
-    Query head n reads group n // (N/G). Without `reads` a row is one text, S = T, each place of
-    which sees what comes before it and itself. With `tables`, of the places of a chunk, queries are
-    rotated here, each time that they are read and by the table of the distance: so they are not
-    kept three times. ValueError where `reads` are of other rows, or `tables` come without them.
+    Query head n reads group n // (N/G). Without `reads` a row is one text, S = T, and each place
+    attends to itself and to earlier places. With `tables`, made for the places of a chunk, queries
+    are rotated here, by the table of the distance, whenever they are read, so that three rotated
+    copies need not be kept. ValueError where `reads` are of other rows, or `tables` come alone.
     """
     if reads is None and tables is None:
         return _whole_rows(q_SBND, k_TBGD, v_TBGD)
     if reads is None:
-        raise ValueError("`tables` are of the places of chunks, which `reads` know")
+        raise ValueError("`tables` are of the places of chunks, which need `reads`")
     _check(q_SBND, k_TBGD, reads)
     if reads.stretches and kernels.has_packed_attention(q_SBND):
         return _packed(q_SBND, k_TBGD, v_TBGD, reads.stretches)
@@ -61,7 +61,7 @@ def attention(
 def read(
     q: Tensor, k: Tensor, v: Tensor, reads: Reads, tables: Tables | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What each query reads, [S, B, N, D], and lse [S, B, N, 1], for use inside another function.
+    """The result of attention, [S, B, N, D], and lse [S, B, N, 1], for use in another function.
 
     Softmaxes are merged in float32 at least, and rounded to q's dtype once.
     """
@@ -87,14 +87,14 @@ def read_gradients(
     reads: Reads,
     tables: Tables | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v, given those by `read`'s result, mixed and lse.
+    """Gradients by q, k and v, from those by `read`'s results mixed and lse.
 
-    Where parts add up, they are float32 at least: who takes a piece of each row's queries adds
-    those by keys and values over ranks before they are rounded.
+    Where parts add up, they are float32 at least: a caller with a part of each row's queries adds
+    the gradients of keys and values over ranks before they are rounded.
     """
     dtype = _wide(q) if reads.merges else q.dtype
     dq = q.new_empty(q.shape, dtype=dtype)
-    # Of its own place's square a key has a gradient first; without such a place, of nothing.
+    # A key's first gradient is that of its own place's square; keys without one start from 0.
     empty = torch.empty_like if reads.queries == reads.keys else torch.zeros_like
     dk, dv = (empty(x, dtype=dtype) for x in (k, v))
     for call in reads.calls:
@@ -111,7 +111,7 @@ def read_gradients(
 
 
 class _Attention(Function):
-    """Keeps q, k, v, the result and one number per query."""
+    """Saves q, k, v, the result and one number per query for backward."""
 
     @staticmethod
     def forward(ctx, q, k, v, reads, tables):
@@ -135,7 +135,7 @@ def _put(mixed: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 def _merge(mixed: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """mixed and lse of two softmaxes, in place of those of the first."""
+    """Merge mixed and lse of two softmaxes into those of the first."""
     mixed.lerp_(part.to(mixed.dtype), torch.sigmoid(part_lse - lse))
     lse.copy_(torch.logaddexp(lse, part_lse))
 
@@ -147,7 +147,7 @@ def _turned(call: KernelCall, q: Tensor, tables: Tables | None) -> Tensor:
 
 
 def _turned_back(call: KernelCall, dq: Tensor, tables: Tables | None) -> Tensor:
-    """The gradient by the query as it was before it was rotated, not rounded again."""
+    """The gradient by the query before rotation, without another rounding."""
     if tables is None:
         return dq
     return ops.rotate(dq, *_rotation(call, tables), -1, out=dq.new_empty(dq.shape, dtype=_wide(dq)))
@@ -172,9 +172,9 @@ def _whole_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
-    """All stretches in one call on a GPU, which knows groups.
+    """All stretches in one call of a GPU kernel that knows groups.
 
-    The operation below torch.nn.attention.varlen, whose arguments change from release to release.
+    Calls the operation below torch.nn.attention.varlen, whose arguments change between releases.
     """
     S, B = q.shape[:2]
     q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (q, k, v))

@@ -1,8 +1,8 @@
 """A Qwen3 as megatron-core's GPTModel: `chunks = build(config, layout)`.
 
 One model chunk per virtual pipeline stage of this rank. megatron-core 0.19 recommends its
-HybridModel for new work; GPTModel is what all supported releases have, and the choice stands
-only here.
+HybridModel for new work; GPTModel exists in all supported releases, and this is the only place that
+depends on it.
 """
 
 import warnings
@@ -31,10 +31,10 @@ from megatron_qwen3.settings_overlap import OverlapConfig
 
 
 class Qwen3(GPTModel):
-    """GPTModel that is told how to read its rows, and whose last stage leaves the rest to heads.
+    """GPTModel that takes the layout of its rows, and leaves the output of its last stage to heads.
 
-    head: model.head, which says whether these get logits or scalars.
-    dual_chunk: how attention cuts texts, where it is Dual Chunk Attention.
+    head: model.head, which decides whether heads get logits or scalars.
+    dual_chunk: Dual Chunk Attention, or None.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class Qwen3(GPTModel):
     def forward(
         self, tokens_BS: Tensor, sequences: Sequences | None = None
     ) -> Tensor | Logits | Scalars:
-        """Hidden states [S, B, H] for the next stage, or the last one's logits or scalars."""
+        """Hidden states [S, B, H] for the next stage; on the last one, logits or scalars."""
         made = self._made(tokens_BS, sequences)
         return super().forward(tokens_BS, None, None, packed_seq_params=made)
 
     def plan(self, tokens_BS: Tensor, sequences: Sequences | None) -> Any:
-        """The same in parts, which megatron-core runs beside another micro-batch's backward pass
-        where overlap.experts asks for that: hidden states, also of the last stage, which become
-        logits or scalars by `last_stage`."""
+        """`forward` as a plan of parts, which megatron-core runs beside another micro-batch's
+        backward pass with overlap.experts. It yields hidden states on the last stage, too;
+        `last_stage` turns these into logits or scalars."""
         made = self._made(tokens_BS, sequences)
         return self.build_schedule_plan(tokens_BS, None, None, packed_seq_params=made)
 
     def _made(self, tokens_BS: Tensor, sequences: Sequences | None) -> Sequences | None:
-        """How rows are read, with what attention needs for it; None where each is one text."""
+        """The layout of rows, complete for attention; None where each row is one text."""
         if sequences is None and self.dual_chunk is None:
             return None
         sequences = sequences or Sequences()
@@ -94,7 +94,7 @@ class Qwen3(GPTModel):
         return logits
 
     def output_weight(self) -> Tensor:
-        """[v, H]: what makes logits of hidden states, for this rank's slice of the vocabulary."""
+        """[v, H]: the output matrix of this rank's slice of the vocabulary."""
         if self.share_embeddings_and_output_weights:
             shared: Tensor = self.shared_embedding_or_output_weight()
             return shared
@@ -105,7 +105,7 @@ class Qwen3(GPTModel):
 def build(config: Config, layout: Layout, groups: ProcessGroups | None = None) -> list[Qwen3]:
     """This rank's model chunks with fresh weights, which do not depend on the layout.
 
-    `groups` are the run's own, unless others are given.
+    groups: the run's own by default.
     """
     groups = groups or ProcessGroups.of_run()
     model, transformer = config.model, transformer_config(config, layout)
@@ -125,10 +125,10 @@ def build(config: Config, layout: Layout, groups: ProcessGroups | None = None) -
 def view(
     config: Config, layout: Layout, groups: ProcessGroups, chunks: Sequence[Qwen3]
 ) -> list[Qwen3]:
-    """Chunks to generate with, whose parameters and buffers are the very tensors of `chunks`.
+    """Chunks for generation that share all parameters and buffers with `chunks`.
 
-    They are in evaluation mode, without the hooks of those who train `chunks`, and without sequence
-    parallelism, since one token cannot be split. No weight is allocated.
+    They are in evaluation mode, without the hooks of training, and without sequence parallelism,
+    since one token cannot be split. No weight is allocated.
     """
     transformer = transformer_config(
         _of_few_tokens(config), layout, sequence_parallel=False, use_cpu_initialization=True
@@ -144,14 +144,15 @@ def view(
 
 
 def _of_few_tokens(config: Config) -> Config:
-    """Without what takes long rows alone: products in FP8 have 16 positions and more, and buffers
-    of DeepEP and of HybridEP are for as many tokens as training has, which all ranks bring."""
+    """Settings without features that need long rows: products in FP8 need 16 positions or more, and
+    buffers of DeepEP and HybridEP hold as many tokens as in training, which all ranks must
+    bring."""
     by_nccl = replace(config.parallel, dispatch="alltoall")
     return replace(config, fp8=Fp8Config(), overlap=OverlapConfig(), parallel=by_nccl)
 
 
 def _share(mine: Qwen3, chunk: Qwen3) -> None:
-    """Put the tensors of `chunk` in place of those of the same names."""
+    """Replace the tensors by those of `chunk` with the same names."""
     for path, module in mine.named_modules():
         other = chunk.get_submodule(path)
         for name in (*module._parameters, *module._buffers):
@@ -189,7 +190,7 @@ def _chunk(
 
 
 def transformer_config(config: Config, layout: Layout, **settings: Any) -> TransformerConfig:
-    """megatron-core's configuration of the model in this layout, with `settings` over ours."""
+    """megatron-core's configuration of the model in this layout; `settings` override ours."""
     ours = {
         **specs.settings_of_device(),
         **_expert_settings(config),
@@ -221,7 +222,7 @@ def transformer_config(config: Config, layout: Layout, **settings: Any) -> Trans
             pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
             perform_initialization=False,
             deterministic_mode=config.run.deterministic,
-            gradient_accumulation_fusion=False,  # the engine turns it on where it can be had
+            gradient_accumulation_fusion=False,  # the engine turns it on where possible
             # The engine normalises the loss itself; gradients are summed over ranks, not averaged.
             calculate_per_token_loss=True,
             **(ours | settings),
@@ -239,7 +240,7 @@ def _expert_settings(config: Config) -> dict[str, object]:
         "moe_router_dtype": "fp32",
         "moe_router_pre_softmax": False,
         "moe_aux_loss_coeff": model.router_aux_loss,
-        "moe_router_load_balancing_type": "none",  # the router of ours balances by itself
+        "moe_router_load_balancing_type": "none",  # our router balances by itself
         "moe_token_dispatcher_type": "alltoall",
     }
 
@@ -255,8 +256,8 @@ def _parallel_settings(config: Config, layout: Layout) -> dict[str, object]:
         "sequence_parallel": parallel.sequence and layout.tensor > 1,
     }
     if parallel.context_exchange != "own":
-        # Padded documents make rows of a rank longer, each as much as its documents need, which
-        # another dispatcher refuses, of a dense model, too.
+        # Padded documents lengthen a rank's rows by different amounts, which another dispatcher
+        # refuses, even for a dense model.
         settings["variable_seq_lengths"] = layout.pipeline > 1
         settings["moe_token_dispatcher_type"] = "alltoall"
         settings["cp_comm_type"] = parallel.context_exchange

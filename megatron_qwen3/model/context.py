@@ -1,16 +1,16 @@
-"""The share of each row that one of several context-parallel ranks computes.
+"""Context parallelism by our own attention: each rank computes two pieces of every row.
 
     share = ContextShare(group)
-    x_BL = share.of(x_BS)                    # this rank's places: embedding to last layer see them
+    x_BL = share.of(x_BS)                    # this rank's places, from embedding to last layer
     mixed_LBW = share.attention(q_LBND, k_LBGD, v_LBGD, reads)
-    log_prob_BS = share.whole(log_prob_BL, S)   # of all places, the same on all ranks
+    log_prob_BS = share.whole(log_prob_BL, S)   # of all places, equal on all ranks
 
 A row is cut into 2n pieces for n ranks, and rank r has pieces r and 2n-1-r: causal attention then
 costs all ranks the same (Llama 3, arXiv 2407.21783, section 3.3.2). Each rank gathers the keys and
-values of all places while it reads them, and again in backward, where their gradients are added up
-over the ranks: documents of any length take no padding, and no rank keeps a row. Every rank has the
-whole batch and computes the whole loss of what all ranks' heads say, so no objective knows of this;
-its gradients are those of its own places, and their sum over the ranks is the gradient.
+values of all places for attention, and again in backward, where their gradients are added up over
+the ranks: documents of any length need no padding, and no rank keeps a row. Every rank has the
+whole batch and computes the whole loss from all ranks' head outputs, so objectives need not know of
+context parallelism; a rank's gradients are those of its own places, and add up over the ranks.
 
 Legend: B rows, S places of a row, L places of this rank, G key/value groups, D head size.
 """
@@ -30,7 +30,7 @@ from megatron_qwen3.model.reads import Interval, Reads
 
 
 def pieces_of(rank: int, ranks: int, length: int) -> tuple[Interval, Interval]:
-    """The two stretches of places of a row that a rank has; of any length, as even as can be."""
+    """The two intervals of a row's places that a rank has, for any length, as even as possible."""
     bounds = [length * n // (2 * ranks) for n in range(2 * ranks + 1)]
     first, second = rank, 2 * ranks - 1 - rank
     return (bounds[first], bounds[first + 1]), (bounds[second], bounds[second + 1])
@@ -38,7 +38,7 @@ def pieces_of(rank: int, ranks: int, length: int) -> tuple[Interval, Interval]:
 
 @dataclass(frozen=True, eq=False)
 class ContextShare:
-    """What this rank of `group` has of each row.
+    """The part of each row that this rank of `group` has.
 
     attends: whether attention is ours; else it is Transformer Engine's, which cuts rows alike where
     2n divides their length.
@@ -48,16 +48,16 @@ class ContextShare:
     attends: bool = True
 
     def pieces(self, length: int) -> tuple[Interval, Interval]:
-        """Places of this rank, in the order in which it holds them."""
+        """This rank's intervals of places, in the order in which it holds them."""
         return pieces_of(self.group.rank(), self.group.size(), length)
 
     def of(self, x: Tensor, dim: int = 1) -> Tensor:
-        """This rank's places of what has all of them along `dim`."""
+        """This rank's places of a tensor that has all places along `dim`."""
         parts = (x.narrow(dim, a, b - a) for a, b in self.pieces(x.shape[dim]))
         return torch.cat(tuple(parts), dim)
 
     def valid(self, valid_BS: Tensor | None) -> Tensor | None:
-        """Which of this rank's places are no padding; None where none of the rows is."""
+        """Whether each of this rank's places is text, not padding; None without padding."""
         return None if valid_BS is None else self.of(valid_BS)
 
     def whole(self, x_BL: Tensor, length: int) -> Tensor:
@@ -68,7 +68,7 @@ class ContextShare:
     def attention(
         self, q_LBND: Tensor, k_LBGD: Tensor, v_LBGD: Tensor, reads: Reads, tables: Tables | None
     ) -> Tensor:
-        """What this rank's queries read of all ranks' keys, [L, B, W]: see model/attention.py."""
+        """Attention of this rank's queries to all ranks' keys, [L, B, W]: model/attention.py."""
         mixed: Tensor = _Attention.apply(q_LBND, k_LBGD, v_LBGD, reads, tables, self.group)
         return mixed.flatten(2)
 
@@ -86,7 +86,7 @@ class _Whole(Function):
 
 
 class _Attention(Function):
-    """Keeps this rank's q, k, v, the result and one number per query."""
+    """Saves this rank's q, k, v, the result and one number per query for backward."""
 
     @staticmethod
     def forward(ctx, q, k, v, reads, tables, group):
@@ -108,13 +108,13 @@ class _Attention(Function):
 
 
 def _keys_of_all(k: Tensor, v: Tensor, group: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of all places, [S, B, G, D] each, by one exchange."""
+    """Gather keys and values of all places, [S, B, G, D] each, in one exchange."""
     keys, values = _gathered(torch.cat((k, v), -1), group, length).chunk(2, -1)
     return keys, values
 
 
 def _gathered(x_L: Tensor, group: Any, length: int) -> Tensor:
-    """All ranks' places in their order, [S, …]."""
+    """Gather all ranks' places, in order, [S, …]."""
     ranks, most = group.size(), _most_places(group.size(), length)
     mine = _padded(x_L.contiguous(), most)
     every = mine.new_empty((ranks * most, *mine.shape[1:]))
@@ -146,7 +146,7 @@ def _added_up(dk_S: Tensor, dv_S: Tensor, group: Any) -> tuple[Tensor, ...]:
 
 
 def _most_places(ranks: int, length: int) -> int:
-    """Collectives take equally many places of each rank."""
+    """The most places of any rank: collectives need equally many from each."""
     pieces = (pieces_of(rank, ranks, length) for rank in range(ranks))
     return max(b - a + d - c for (a, b), (c, d) in pieces)
 

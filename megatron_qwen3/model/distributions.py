@@ -1,8 +1,8 @@
-"""Heads that say more of a distribution than its label's log p: entropy, and the p of several ids.
+"""Heads with more of a distribution than log p of the label: entropy, and log p of several ids.
 
     outputs = top_k(64).compute(logits, batch)     # {"log_probs": [B, S, 64], "ids": …, "log_rest"}
 
-What a head is says `outputs.py`.
+`outputs.py` explains heads.
 
 Legend: B rows, S positions, V vocabulary, k or K ids of each position.
 """

@@ -1,14 +1,14 @@
-"""How far a student's distribution is from its teacher's, over the whole vocabulary, tile by tile.
+"""Divergence of a student from its teacher over the whole vocabulary, tile by tile.
 
     found = compare(logits.tempered(t), teacher.tempered(t), labels_SB, beta=1.0, shared=151_936)
     head = against(matrix_vG, beta=1.0, temperature=1.0, shared=151_936)    # in an Objective
 
-Both sides' logits at the same position are needed at once, and V numbers of each position are what
-nobody keeps. So the teacher's hidden states travel to the student, G numbers of each position, and
-its output matrix lies beside the student's, split over the same tensor ranks: the rank that makes
-logits of v columns for one makes them for the other. The forward pass takes some positions at a
-time, all columns of them, and leaves a few numbers of each; the backward pass computes both logits
-again, square tiles of them, as `tiles.py` does. Where all fit into one tile they are kept.
+Both sides' logits at a position are needed at once, and V numbers per position are too many to
+store. So the teacher's hidden states, G numbers per position, are sent to the student, and its
+output matrix lies beside the student's, split over the same tensor ranks: a rank computes the same
+v columns of both sides' logits. The forward pass takes some positions at a time, all columns of
+them, and keeps a few numbers per position; the backward pass computes both logits again in square
+tiles, as `tiles.py` does. Logits that fit into one tile are kept.
 
 With q the student's probabilities, p the teacher's, m = beta p + (1 - beta) q, D the divergence:
 
@@ -47,7 +47,7 @@ TEACHER_HIDDEN = "teacher_hidden"  # the batch's extra, [B, S, G]
 
 
 class Compared(NamedTuple):
-    """Of each position, [S, B], float32: only the divergence has a gradient."""
+    """Values of each position, [S, B], float32; only the divergence has a gradient."""
 
     divergence: Tensor
     log_q: Tensor  # of the label, by the student
@@ -61,7 +61,7 @@ def compare(
 ) -> Compared:
     """Both distributions over the first `shared` ids, which both models know.
 
-    teacher: split as the student's; rows of its matrix from `shared` on may hold anything finite.
+    teacher: split as the student's; rows of its matrix from `shared` on may have any finite values.
     beta: 0 forward KL, 1 reverse KL, between them Jensen and Shannon's divergence. Equal on all
     ranks of the group. ValueError for a beta outside of [0, 1].
     """
@@ -97,8 +97,8 @@ def against(
 ) -> Head:
     """The student's side: `Compared` of the batch's labels, by name.
 
-    matrix_vG: this tensor rank's slice of the teacher's output matrix, which the last stage alone
-    needs; size: G; temperature: by which both sides' logits are divided.
+    matrix_vG: this tensor rank's slice of the teacher's output matrix, which only the last stage
+    needs; size: G; temperature: divides both sides' logits.
     """
 
     def compute(logits: Logits, batch: Labelled) -> Outputs:
@@ -117,7 +117,7 @@ class TiledDivergence(torch.autograd.Function):
     """(hidden [T, H], weight [v, H], teacher's hidden [T, G], its matrix [v, G], labels [T]) ->
     [T] each of `Compared`.
 
-    The gradient of `hidden` is this rank's share of it: the sum over the group is the caller's.
+    The gradient of `hidden` is this rank's share: the caller sums it over the group.
     """
 
     @staticmethod
@@ -183,8 +183,8 @@ class TiledDivergence(torch.autograd.Function):
 
 
 class _Both(NamedTuple):
-    """What makes logits of student and teacher; known: how many of this rank's columns both have,
-    below 1 where it has none of them; temperatures: that each one's logits are divided by."""
+    """Inputs of the logits of student and teacher. known: number of this rank's columns that both
+    models have, below 1 for none; temperatures: divisors of each one's logits."""
 
     hidden_TH: Tensor
     weight_vH: Tensor
@@ -194,7 +194,7 @@ class _Both(NamedTuple):
     temperatures: tuple[float, float]
 
     def logits(self, rows: slice, columns: slice) -> list[Tensor]:
-        """[n, w] of the student, and of the teacher; what only one of them knows has no mass."""
+        """[n, w] of the student, and of the teacher; ids unknown to one of them get no mass."""
         found = []
         pairs = (self.hidden_TH, self.weight_vH), (self.teacher_TG, self.matrix_vG)
         for (hidden, matrix), temperature in zip(pairs, self.temperatures, strict=True):
@@ -247,8 +247,8 @@ def _sums(log_q_nv: Tensor, log_p_nv: Tensor, local_n: Tensor, beta: float) -> T
 
 
 def _part_of_kl(log_a: Tensor, a: Tensor, log_b: Tensor, b: Tensor) -> Tensor:
-    """Σ a (log a - log b) + b - a, [n]: b - a is 0 in all, and takes with it what rounding of a
-    logit or of a sum changes in the first order; what is left is as small as the divergence."""
+    """Σ a (log a - log b) + b - a, [n]: b - a sums to 0, and cancels the first-order effect of
+    rounding in logits and sums; the rest is as small as the divergence."""
     return (log_a - log_b).mul_(a).add_(b - a).sum(-1)
 
 

@@ -1,5 +1,5 @@
-"""The share of each document that one of several context ranks computes, as Transformer Engine
-cuts it.
+"""Context parallelism by Transformer Engine: each rank computes two pieces of every document.
+
 
     share = DocumentShare.of_rows(group, stretches, unit)   # of a micro-batch
     x_1L = share.of(x_BS)                       # this rank's places, those of padding among them
@@ -7,9 +7,9 @@ cuts it.
 
 The rows become one line of documents, each padded to a multiple of 2n places for n ranks and cut
 into 2n pieces, of which rank r has pieces r and 2n-1-r: its `thd_get_partitioned_indices`. The last
-document takes what the line needs beyond that. Padding follows its document and repeats its last
-token: causal attention lets no token see it, so it needs no mask; no router counts it, its results
-go nowhere, and so no gradient comes from it.
+document takes further padding that the line needs. Padding follows its document and repeats its
+last token: causal attention hides it from all tokens, so it needs no mask; no router counts it, and
+its results are unused, so that it adds no gradient.
 
 Legend: B rows, S places of a row, T = B·S, L places of this rank in the line.
 """
@@ -31,9 +31,9 @@ from megatron_qwen3.model.stretches import Stretches
 
 @dataclass(frozen=True, eq=False)
 class DocumentShare:
-    """What this rank of `group` has of each document.
+    """The part of each document that this rank of `group` has.
 
-    texts: the documents, as rows have them; padded: the same, as the line of all ranks has them.
+    texts: the documents as in the rows; padded: the documents as in the line of all ranks.
     """
 
     group: Any
@@ -42,7 +42,7 @@ class DocumentShare:
 
     @classmethod
     def of_rows(cls, group: Any, texts: Stretches, unit: int) -> Self:
-        """unit: what the places of the line are a multiple of, itself one of 2n."""
+        """unit: a factor of the line's length, a multiple of 2n."""
         pieces, bounds = 2 * group.size(), texts.cu_seqlens
         lengths = [-(-length // pieces) * pieces for length in texts.lengths]
         rest = -sum(lengths) % unit
@@ -54,7 +54,7 @@ class DocumentShare:
         return cls(group, texts, line)
 
     def of(self, x_BS: Tensor) -> Tensor:
-        """[1, L, …] of [B, S, …]; of padding what the last token of its document has."""
+        """[1, L, …] from [B, S, …]; padding repeats the last token of its document."""
         place_L, _ = self._places
         return x_BS.flatten(0, 1)[place_L][None]
 
@@ -70,8 +70,8 @@ class DocumentShare:
 
     @functools.cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
-        """Of each place of this rank, which one of T it is, int64 [L], and whether it is a token
-        rather than padding."""
+        """For each place of this rank, its place in T, int64 [L], and whether it is a token rather
+        than padding."""
         rank, ranks = self.group.rank(), self.group.size()
         bounds, length_of = self.padded.cu_seqlens, self.padded.cu_seqlens.diff()
         document_L = _numbers(length_of // ranks, self.padded.length // ranks)
@@ -86,8 +86,8 @@ class DocumentShare:
 
     @functools.cached_property
     def _gathered_places(self) -> Tensor:
-        """Of each place of the rows, where all ranks' places, one rank's after the other, have it:
-        int64 [T]."""
+        """For each place of the rows, its place in the concatenation of all ranks' places, int64
+        [T]."""
         ranks, line = self.group.size(), self.padded
         document_T = _numbers(self.texts.cu_seqlens.diff(), self.texts.bounds[-1])
         place_T = torch.arange(len(document_T), device=document_T.device)
@@ -117,6 +117,6 @@ class _Rows(Function):
 
 
 def _numbers(lengths: Tensor, total: int) -> Tensor:
-    """Of each of `total` places, the number of the document in which it lies."""
+    """For each of `total` places, the number of its document."""
     number = torch.arange(len(lengths), device=lengths.device)
     return number.repeat_interleave(lengths, output_size=total)

@@ -1,4 +1,4 @@
-"""Sparse MLP: route, send tokens to the ranks of their experts, compute, bring them back.
+"""Sparse MLP: routes tokens, sends them to the ranks of their experts, computes, returns them.
 
 Stands in for megatron-core's MoELayer where Transformer Engine is absent. Choices stay lists of
 indices (never a tokens × experts map), rows are sorted by expert once, and all experts of a rank
@@ -40,9 +40,9 @@ class SparseMLP(MegatronModule):
     def forward(
         self, hidden_SBH: Tensor, valid_T: Tensor | None = None, products: Products | None = None
     ) -> Tensor:
-        """`valid_T`: which positions are no padding, in the order of hidden_SBH; None is all.
+        """valid_T: False for padding, in the order of hidden_SBH; None: no padding.
 
-        `products` are for linears: experts have a grouped product of their own.
+        products: unused, as experts have a grouped product of their own.
         """
         hidden_TH = hidden_SBH.view(-1, hidden_SBH.shape[-1])
         probs_TK, experts_TK = self.router(hidden_TH, valid_T)
@@ -76,7 +76,7 @@ class ExchangePlan:
             received_tpe[tensor_rank].sum(-1),
             received_tpe.sum((1, 2)),
         )
-        # An exchange wants its sizes on the host: a GPU is waited for once, here.
+        # An exchange needs its sizes on the host: this is the one wait for the GPU.
         numbers: list[int] = torch.cat(sizes).tolist()
         self.send_sizes = numbers[:expert_ranks]
         self.receive_sizes = numbers[expert_ranks : 2 * expert_ranks]
@@ -132,7 +132,7 @@ class ExpertExchange:
         return all_to_all(self.tensor_group, copies, plan.tensor_sizes, [mine] * ranks)
 
     def _from_tensor_ranks(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
-        """This rank's own rows again, each added up over the expert-tensor ranks."""
+        """This rank's own rows, each added up over the expert-tensor ranks."""
         ranks, mine = self.tensor_group.size(), sum(plan.receive_sizes)
         parts = all_to_all(self.tensor_group, rows, [mine] * ranks, plan.tensor_sizes)
         return parts.view(ranks, mine, parts.shape[1]).sum(0)  # mine may be 0: no -1 here

@@ -3,11 +3,12 @@
     mixed, lse = forward(q, k, v, is_causal)
     dq, dk, dv = backward(grad, q, k, v, mixed, lse, is_causal)
 
-The operations below F.scaled_dot_product_attention, which gives no lse. Given the result and lse of
-a softmax over more keys than k, `backward` gives this part of the gradients of that softmax: of
-them alone it takes the weights exp(score - lse) and Σ grad · mixed. It keeps nothing of `forward`.
+The operations below F.scaled_dot_product_attention, which returns no lse. With the result and lse
+of a softmax over more keys than k, `backward` gives this part of that softmax's gradients: it
+computes only the weights exp(score - lse) and Σ grad · mixed from them. It needs nothing saved by
+`forward`.
 
-None is called without queries or keys (the CPU's ends the process), and is_causal is for as many
+Never call them without queries or keys (the CPU crashes), and is_causal needs as many
 queries as keys. Scores are over √D; lse is the natural logarithm of Σ exp(score), at least float32.
 Legend: b batch, n query heads, g groups (n is a multiple), S queries, T keys, D head size;
 q, grad and mixed [b, n, S, D], k and v [b, g, T, D], lse [b, n, S].
@@ -20,8 +21,8 @@ from torch import Tensor
 from megatron_qwen3.cpu import kernels
 
 _aten = torch.ops.aten
-_ALIGNED = 32  # the GPU's efficient kernel reads lse of so many queries at a time
-_ALIGNED_MASK = 16  # and so many numbers of a mask
+_ALIGNED = 32  # queries whose lse the GPU's efficient kernel reads at a time
+_ALIGNED_MASK = 16  # numbers of a mask that it reads at a time
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -62,7 +63,7 @@ def backward(
 
 
 def readable(x: Tensor) -> Tensor:
-    """Kernels read D numbers that lie next to each other."""
+    """`x` with its last axis contiguous, which kernels need."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -70,7 +71,7 @@ def _flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor, is_causal: bool
 ) -> Three:
     S, T = q.shape[2], k.shape[2]
-    random = torch.empty(2, dtype=torch.uint64, device=q.device)  # of dropout: there is none
+    random = torch.empty(2, dtype=torch.uint64, device=q.device)  # dropout's state; unused
     gradients: Three = _aten._scaled_dot_product_flash_attention_backward(
         *(grad, q, k, v, mixed, lse, None, None, S, T, 0.0, is_causal, random, random.new_empty(()))
     )
@@ -84,7 +85,7 @@ def _efficient_backward(
     k, v = (_for_each_head(x, q) for x in (k, v))
     S = q.shape[2]
     rows = -(-S // _ALIGNED) * _ALIGNED
-    padded = lse.new_full((*lse.shape[:-1], rows), torch.inf)  # of which no weight comes
+    padded = lse.new_full((*lse.shape[:-1], rows), torch.inf)  # gives weight 0
     padded[..., :S] = lse
     none = torch.empty((), dtype=torch.int64, device=q.device)
     asked = [True, True, True, False]
@@ -95,11 +96,11 @@ def _efficient_backward(
 
 
 def _aligned(mask_bnST: Tensor) -> Tensor:
-    """The same, in memory whose rows begin where the efficient kernel can read them."""
+    """A copy whose rows are aligned for the efficient kernel."""
     T = mask_bnST.shape[-1]
     return F.pad(mask_bnST, (0, -T % _ALIGNED_MASK))[..., :T]
 
 
 def _for_each_head(x_bgTD: Tensor, q_bnSD: Tensor) -> Tensor:
-    """The kernel for float32 knows no groups."""
+    """Keys or values repeated per query head: the kernel for float32 knows no groups."""
     return x_bgTD.repeat_interleave(q_bnSD.shape[1] // x_bgTD.shape[1], dim=1)

@@ -1,8 +1,8 @@
 """The size of a Qwen3 model in closed form: parameters, active parameters, and work per token.
 
 Pure arithmetic on `ModelConfig`, without torch: it plans runs before a GPU is there, turns step
-times into TFLOP/s and MFU, and is what tests hold the built model to. The counts are exact: they
-are those of the released checkpoints.
+times into TFLOP/s and MFU, and tests compare the built model with it. The counts are exact: they
+equal those of the released checkpoints.
 
 Letters: L layers, h hidden, a = heads * head_dim, k = groups * head_dim, V vocabulary, S positions.
 """
@@ -16,7 +16,7 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def active_parameter_count(model: ModelConfig) -> int:
-    """Weights that one token passes: of the experts, those it is sent to. Dense models: all."""
+    """Number of weights that one token uses: of the experts, its own. Dense models: all."""
     return _parameters(model, max(model.experts_per_token, 1))
 
 
@@ -28,7 +28,7 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     the outputs of its head. The second term is
     attention over S / 2 positions on average (the count of Megatron-LM, arXiv 2104.04473 appendix,
     halved for the causal mask). Logits count; the embedding look-up, the router and recomputation
-    do not: this is the work that the model needs, not what a run does.
+    do not: this is the model's own work, not a run's total.
     """
     attention_width = model.num_attention_heads * model.head_dim
     active_mlp = _mlp_weights(model, max(model.experts_per_token, 1))
@@ -49,7 +49,7 @@ def _parameters(model: ModelConfig, experts: int) -> int:
 
 
 def _outputs(model: ModelConfig) -> int:
-    """Numbers that the last layer gives of each position."""
+    """Number of outputs of the last layer per position."""
     return model.vocab_size if model.head == "vocabulary" else 1
 
 

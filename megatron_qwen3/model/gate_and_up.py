@@ -1,13 +1,13 @@
-"""How the two matrices of SwiGLU lie in one: all rows of the gate, then all of up.
+"""The stacking of SwiGLU's two matrices in one: all rows of the gate, then all of up.
 
     gate, up = cut(product_2F)                  # of an activation [..., 2F]
     sharded[key] = sharded_parts(described)     # of a weight [..., 2F, H], for checkpoints
     for shard, first in shards(entry): ...      # the checkpoint's tensors of any weight
 
 SwiGLU is silu(gate x) * up x (arXiv 2002.05202, eq. 6); one product gives both. A tensor rank has
-rows of each, stacked alike, so its rows are no range of the whole matrix: to a checkpoint, which
-any number of tensor ranks reads, it gives two shards. ORDER is for those who know matrices by name;
-they import no torch, so nothing here does before it is called.
+rows of each, stacked alike, so its rows are no range of the whole matrix: in a checkpoint, which
+any number of tensor ranks reads, they are two shards. ORDER is for callers that know matrices by
+name; they import no torch, so nothing here does before it is called.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ROWS: Final = -2  # the axis of a weight [..., rows, columns] along which they 
 
 
 def cut(stacked: Tensor, axis: int = -1) -> tuple[Tensor, Tensor]:
-    """Views of gate and up."""
+    """The two parts of a stacked tensor, as views."""
     gate, up = stacked.chunk(len(ORDER), dim=axis)
     return gate, up
 
 
 def sharded_parts(whole: ShardedTensor) -> ShardedTensorFactory:
-    """A checkpoint's two tensors of this rank's weight.
+    """The two checkpoint tensors of this rank's weight.
 
     whole: the weight as if a tensor rank had one range of the rows; rank r of R in truth has range
     r of the gate's and range r of up's. Both are views of the weight.
@@ -75,7 +75,7 @@ def sharded_parts(whole: ShardedTensor) -> ShardedTensorFactory:
 
 
 def shards(entry: ShardedTensor | ShardedTensorFactory) -> list[tuple[ShardedTensor, int]]:
-    """The checkpoint's tensors that a weight becomes, each with its first row in the weight."""
+    """The checkpoint tensors of a weight, each with its first row in the weight."""
     from megatron_qwen3.parallel.mcore import ShardedTensorFactory
 
     if not isinstance(entry, ShardedTensorFactory):

@@ -127,7 +127,7 @@ def _experts(
 
 
 class _Experts(Function):
-    """Keeps the rows and gate_up; the activation is computed again in backward."""
+    """Saves the rows and gate_up; the activation is computed again in backward."""
 
     @staticmethod
     def forward(ctx, rows, probs, counts, weight1, weight2, accumulate):
@@ -163,9 +163,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _groups(rows: Tensor, counts: Tensor) -> Tensor | list[int]:
-    """What tells the experts' rows apart: ends of groups on a GPU (no wait for it), sizes else.
+    """Boundaries of the experts' rows: ends of groups on a GPU, without waiting for it; else sizes.
 
-    A GPU's grouped product takes bf16 alone: in float32 the host waits for the sizes, and loops.
+    A GPU's grouped product takes only bf16: in float32 the host waits for the sizes, and loops.
     """
     return counts.cumsum(0).int() if kernels.has_grouped_product(rows) else counts.tolist()
 
@@ -191,5 +191,5 @@ def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, weight_EOI: Tensor, ctx) 
     for grad, rows, out in zip(grad_RO.split(groups), rows_RI.split(groups), total, strict=True):
         write_product(out, grad.t(), rows, adds)
     if ctx.accumulate:
-        weight_EOI.grad_added_to_main_grad = True  # and what is returned is never read
+        weight_EOI.grad_added_to_main_grad = True  # the returned tensor is never read
     return gradient

@@ -1,11 +1,11 @@
-"""From the fused projection to heads: QK-Norm and rotary embedding of queries and keys in one pass.
+"""Splits the fused projection into heads, with QK-Norm and rotary embedding, in one pass.
 
     q_SBND, k_SBGD, v_SBGD = query_key_value(qkv, q_weight, k_weight, cos, sin, eps)
 
-Taken one by one, splitting, two norms, two rotations and the copies between them are thirty passes
-over small tensors, each of which ends with a meeting of all threads, and their gradients are put
-together again by one more copy. Here they are one autograd node that reads the projection where it
-lies, writes queries and keys where attention wants them, and puts the gradient in its place.
+Splitting, two norms, two rotations and the copies between them would be thirty passes over small
+tensors, each followed by a synchronization of all threads, and one more copy to join the gradients.
+Here they are one autograd node that reads the projection in place, writes queries and keys in the
+memory order of attention, and puts the gradient in its place.
 
 Legend: S sequence, B batch, G key/value groups, r query heads of a group, N = G·r, D head size.
 """
@@ -52,7 +52,7 @@ def query_key_value(
 def _heads(
     qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, rotates_queries: bool
 ) -> tuple[QKV, Tensor]:
-    """The heads, and what each query and key was multiplied by."""
+    """The heads, and the factor by which each query and key was normed."""
     S, B, G, r2, D = qkv.shape
     normed, scale = ops.normalized(qkv[..., :-1, :], weight, eps)
     query, key = normed.split([r2 - 2, 1], dim=3)
@@ -66,13 +66,13 @@ def _heads(
 
 
 def _head_first(x: Tensor) -> Tensor:
-    """Room for [S, B, G, n, D] that lies in memory as [B, G, n, S, D]."""
+    """An empty tensor [S, B, G, n, D] with memory order [B, G, n, S, D]."""
     S, B, G, n, D = x.shape
     return x.new_empty(B, G, n, S, D).permute(3, 0, 1, 2, 4)
 
 
 class _Heads(Function):
-    """Keeps the projection and one number per head; `weight` is [r + 1, D]."""
+    """Saves the projection and one number per head; `weight` is [r + 1, D]."""
 
     @staticmethod
     def forward(ctx, qkv, weight, cos, sin, eps, rotates_queries):

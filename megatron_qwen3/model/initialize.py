@@ -1,4 +1,4 @@
-"""Fresh weights that depend on the seed alone, not on the layout.
+"""Fresh weights that depend only on the seed, not on the layout.
 
 Each matrix is drawn whole from a generator seeded by its name, layer and expert, and every rank
 keeps its shard. So one seed is one model, on one rank or on a thousand, and two layouts can be
@@ -30,13 +30,14 @@ def initialize(chunk: nn.Module, seed: int, std: float) -> None:
     """Fill every matrix of a model chunk with N(0, std²), as Qwen3's configurations say.
 
     Also marks the matrices that are split over tensor ranks, which megatron-core 0.16 does only
-    where it initializes them itself; without the mark the gradient norm takes a shard for a copy.
+    where it initializes them itself; without the mark the gradient norm would count a shard as a
+    copy.
     """
     for module in chunk.modules():
         if isinstance(module, _SPLIT) and module.weight is not None:
             module.weight.tensor_model_parallel = True
     if next(chunk.parameters()).is_meta:
-        return  # shapes alone: a dry run
+        return  # no bytes: a dry run
     matrices = {id(p) for p in chunk.parameters() if p.ndim > 1}
     groups = ProcessGroupCollection.use_mpu_process_groups()
     metadata = {"dp_cp_group": groups.dp_cp}
@@ -46,15 +47,15 @@ def initialize(chunk: nn.Module, seed: int, std: float) -> None:
 
 
 def _fill_whole(entry: ShardedTensor | ShardedTensorFactory, seed: int, std: float) -> None:
-    """A weight that is kept in FP8 has one scale, or one for each block: it is cast whole, and what
-    its float32 master is made of is what it was before."""
+    """Draw a weight's shards. A weight in FP8 has one scale, or one per block: it is cast whole,
+    and its float32 master starts from the values before the cast."""
     weight, wide = entry.data, entry.data
     if is_float8tensor(weight):
         wide = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     for shard, _ in shards(replace(entry, data=wide)):
         _fill(shard, seed, std)
     if wide is not weight:
-        if hasattr(weight._quantizer, "amax"):  # of the memory that it was made of
+        if hasattr(weight._quantizer, "amax"):  # left over from its construction
             weight._quantizer.amax.zero_()
         weight.copy_(wide)
         if hasattr(weight, "get_high_precision_init_val"):
@@ -62,7 +63,7 @@ def _fill_whole(entry: ShardedTensor | ShardedTensorFactory, seed: int, std: flo
 
 
 def _fill(shard: ShardedTensor, seed: int, std: float) -> None:
-    """Draw the matrices of which `shard` holds a part: one for each leading index."""
+    """Draw the matrices that `shard` has parts of: one for each leading index."""
     target: Tensor = shard.data
     leading, (rows, columns) = shard.global_offset[:-2], shard.global_shape[-2:]
     row, column = shard.global_offset[-2:]

@@ -1,9 +1,9 @@
 """One Qwen3 layer on megatron-core's parallel linears: norm, attention, norm, MLP or experts.
 
 TransformerBlock builds it from the spec in `specs.py` and calls `Layer.forward`. The parallel
-linears, their sequence parallelism and their checkpoints are megatron-core's; what is ours is the
-path between them, which megatron-core runs unfused without Transformer Engine: one fused
-attention call instead of a materialised mask, and the few element-wise steps of `ops.py`.
+linears, their sequence parallelism and their checkpoints are megatron-core's; ours is the path
+between them, which megatron-core runs unfused without Transformer Engine: one fused attention call
+instead of a materialised mask, and the few element-wise steps of `ops.py`.
 
 Shapes: S sequence (per tensor rank where sequence-parallel), B batch, H hidden, N query heads and
 G key/value groups of this tensor rank, D head size.
@@ -56,10 +56,10 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(RMSNorm):
-    """An RMS norm within each head, which the fused path computes: it takes the scale alone.
+    """An RMS norm within each head. The fused path computes it; this module only gives the scale.
 
-    A module that is called: where data ranks share the update of a weight, a hook of its module
-    waits until all have it.
+    It is a called module, since hooks on modules make sure that data ranks which share the update
+    of a weight have all of it.
     """
 
     def forward(self) -> Tensor:  # type: ignore[override]
@@ -91,10 +91,10 @@ class SelfAttention(MegatronModule):
         sequences: Sequences,
         cache: Any = None,
     ) -> Tensor:
-        """Attention within each row, or of what `sequences.reads` says that queries read.
+        """Attention within each row, or to the keys of `sequences.reads`.
 
-        `rotary` as RotaryTables gives it. While text is generated `cache` is a
-        generate.cache.KVCache, which then does the attention, and `sequences.products` multiplies.
+        rotary: from RotaryTables. During generation `cache` is a generate.cache.KVCache, which does
+        the attention, and `sequences.products` does the products.
         """
         products, query_rotary = sequences.products, sequences.query_rotary
         qkv = linear(self.linear_qkv, hidden_SBH, products)
@@ -128,14 +128,14 @@ class DenseMLP(MegatronModule):
     def forward(
         self, hidden_SBH: Tensor, valid_T: Tensor | None = None, products: Products | None = None
     ) -> Tensor:
-        """`valid_T` is for experts: padding is computed like all else."""
+        """valid_T: for experts; padding is computed like text."""
         gate_up = linear(self.linear_fc1, hidden_SBH, products)
         return linear(self.linear_fc2, ops.swiglu(gate_up), products)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
-        """Checkpoint shards; gate and up are cut apart, so that any tensor size can read them."""
+        """Checkpoint shards; gate and up apart, so that any tensor size can read them."""
         sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         key = f"{prefix}linear_fc1.weight"
         sharded[key] = gate_and_up.sharded_parts(sharded[key])
@@ -155,13 +155,13 @@ class Layer(MegatronModule, BaseTransformerLayer):
     ) -> None:
         super().__init__(config)
         offset = get_transformer_layer_offset(config, vp_stage, pg_collection.pp.rank())
-        self.layer_number = offset + layer_number  # counts from 1 over the whole model
+        self.layer_number = offset + layer_number  # from 1, over the whole model
         self.input_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.self_attention = SelfAttention(config, pg_collection.tp)
         self.pre_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.mlp = build_module(submodules.mlp, config=config, pg_collection=pg_collection)
         tensor_group = pg_collection.tp
-        # Which part of a row's positions this tensor rank has, outside of its matrix products.
+        # The part of a row's positions that this tensor rank has outside of matrix products.
         self.place = (
             (tensor_group.rank(), tensor_group.size()) if config.sequence_parallel else (0, 1)
         )

@@ -1,11 +1,11 @@
-"""The linears of a layer: as they train, or as products alone for a model that only generates.
+"""A layer's linears: as modules in training, or as bare products for generation.
 
     qkv_SBO = linear(self.linear_qkv, hidden_SBH, products)
 
 megatron-core's linears prepare a backward pass with every call, which costs more than the product
-of a few rows. With `Products` a linear is its product and, across tensor ranks, its sum; without,
-the module is called, and its hooks with it. `Products` belongs to one generation and reaches the
-layers as a part of `Sequences`: its copies of weights are of the weights as they are now.
+of a few rows. With `Products` a linear is a product and, across tensor ranks, a sum; without it the
+module is called, with its hooks. `Products` belongs to one generation and reaches the layers within
+`Sequences`: its copies of weights are as the weights were then.
 
 Legend: S places, B rows, I inputs and O outputs of this tensor rank.
 """
@@ -25,7 +25,7 @@ _LEAST_PACKED_WEIGHTS, _LEAST_PACKED_ROWS = 1 << 20, 4
 
 
 class Products:
-    """Products of rows with weights that do not change meanwhile, on whole sequences.
+    """Products with weights that do not change meanwhile, on whole sequences.
 
     On a CPU large weights are packed: the products of one token per row read all weights for a
     handful of rows, which oneDNN does twice as fast from its own order of a weight as MKL from
@@ -50,7 +50,7 @@ class Products:
 
 
 def linear(module: nn.Module, x_SBI: Tensor, products: Products | None = None) -> Tensor:
-    """What a column- or row-parallel linear without bias makes of x, [S, B, O].
+    """The output of a column- or row-parallel linear without bias, [S, B, O].
 
     With `products` nothing is recorded for a backward pass, and sequence parallelism is off.
     """

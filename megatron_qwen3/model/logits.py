@@ -1,4 +1,4 @@
-"""The logits of a pass as heads see them: split over the vocabulary, and never whole.
+"""The logits of a pass as heads use them: split over the vocabulary, and never whole.
 
     logits = output_layer(hidden_SBH)
     log_p_SB, log_z_SB, entropy_SB, _ = logits.scores(labels_SB, with_entropy=True)
@@ -6,7 +6,7 @@
     scores = student_logits.scores(ids_SBK, rest_of=64)
 
 Nothing is computed before a method is called, and each call multiplies anew: a head that needs
-several numbers of the same logits asks for them in one call. How: `model/tiles.py`.
+several values of the same logits gets them in one call. `model/tiles.py` has the algorithm.
 Legend: S positions, B rows, H hidden size, v = V/tp this tensor rank's slice of the vocabulary,
 K ids of each position, T = S·B.
 """
@@ -33,12 +33,12 @@ from megatron_qwen3.parallel.mcore import ColumnParallelLinear, TransformerConfi
 
 
 class Scores(NamedTuple):
-    """Of each position, float32: see Logits.scores."""
+    """Values of each position, float32: see Logits.scores."""
 
     log_p: Tensor  # [S, B], or [S, B, K]
     log_z: Tensor  # [S, B]: log Σ exp(logit), over the whole vocabulary
     entropy: Tensor | None  # [S, B]: -Σ p log p, in nats
-    log_rest: Tensor | None  # [S, B]: log Σ p over all ids but those that were named
+    log_rest: Tensor | None  # [S, B]: log Σ p over all ids except the given ones
 
 
 class Best(NamedTuple):
@@ -54,8 +54,8 @@ class Logits:
     """hidden · weightᵀ, split over the vocabulary: [S, B, v] on each rank of `group`.
 
     hidden_SBH: of all positions, equal on all ranks. Its gradient here is this rank's share, which
-    `OutputLayer` sees summed. The weight's gradient goes into its `main_grad` if megatron-core's
-    DDP has given it one. temperature: by which the products are divided. tile_bytes: of the logits,
+    `OutputLayer` gets summed. The weight's gradient goes into its `main_grad` if megatron-core's
+    DDP has given it one. temperature: divides the products. tile_bytes: of the logits,
     as float32, that exist at a time; if all of them fit, they are kept from the forward to the
     backward pass.
     """
@@ -67,7 +67,8 @@ class Logits:
     temperature: float = 1.0
 
     def whole(self) -> Tensor:
-        """This rank's slice of the logits of all positions, [S, B, v]: for small models to look."""
+        """This rank's slice of the logits of all positions, [S, B, v]: for small models and
+        inspection."""
         return divided(self.hidden_SBH @ self.weight_vH.t(), self.temperature)
 
     def of_places(self, place_B: Tensor | None, products: Products) -> Tensor:
@@ -86,10 +87,10 @@ class Logits:
     def scores(self, ids: Tensor, with_entropy: bool = False, rest_of: int = 0) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.
 
-        rest_of: asks for log Σ p over all but the first so many of the K ids, at least
-        LEAST_LOG_REST; its gradient is right where they are distinct, and finite everywhere.
-        All have gradients. log p is NaN where an id is below 0 or not below V: whoever takes
-        labels from outside checks them, or leaves such positions out by torch.where.
+        rest_of: if above 0, log Σ p over all ids except the first so many of the K, at least
+        LEAST_LOG_REST; its gradient is right where these are distinct, and finite everywhere.
+        All have gradients. log p is NaN where an id is below 0 or not below V: callers check labels
+        from outside, or drop such positions by torch.where.
         """
         shape = self.hidden_SBH.shape[:-1]
         K = ids.shape[-1] if ids.dim() > len(shape) else 1
@@ -110,9 +111,9 @@ class Logits:
 
     @torch.no_grad()
     def top_k(self, k: int) -> Best:
-        """The k most probable ids of each position, and what they leave to all others.
+        """The k most probable ids of each position, and log p of all others together.
 
-        Without gradient; equal on all ranks. ValueError if the vocabulary has not so many.
+        Without gradient; equal on all ranks. ValueError if the vocabulary has fewer ids.
         """
         v, ranks = len(self.weight_vH), self.group.size()
         if not 0 < k <= v * ranks:
@@ -140,8 +141,8 @@ class Logits:
 class OutputLayer(ColumnParallelLinear):
     """megatron-core's output layer, which leaves the product to heads; takes `other`'s weight.
 
-    A module that is called: where data ranks share the update of a weight, a hook of its module
-    waits until all have it.
+    It is a called module, since hooks on modules make sure that data ranks which share the update
+    of a weight have all of it.
     """
 
     def __init__(self, config: TransformerConfig, other: ColumnParallelLinear) -> None:

@@ -2,9 +2,9 @@
 
 On a CPU a step written as a chain of torch operations spends its time moving temporaries through
 memory, and autograd keeps most of them until backward. Each function here is one autograd node
-with its derivative written out: it keeps its inputs alone and works in place. The passes are few
-and whole, since a thread team meets after each. Where torch has a fused kernel for the device, it
-is used. All take any float dtype on any device; statistics are in float32 at least.
+with its derivative written out: it saves only its inputs and works in place. It makes few passes
+over whole tensors, since all threads synchronize after each. torch's fused kernels are used where
+the device has them. All take any float dtype on any device; statistics are in float32 at least.
 
 Attention is in `attention.py`.
 
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model.gate_and_up import cut
 
-_BLOCK = 1 << 23  # numbers of which `norm_gradient` has float32 copies at a time, as 32 MiB each
+_BLOCK = 1 << 23  # numbers that `norm_gradient` copies to float32 at a time, 32 MiB per copy
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -63,7 +63,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`rms_norm` for use inside another function, and what each row was multiplied by.
+    """`rms_norm` for use inside another function, and the factor of each row.
 
     weight may differ between rows: any shape that broadcasts with x. Fewer calls than torch makes.
     """
@@ -74,7 +74,7 @@ def normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class _RMSNorm(Function):
-    """Keeps x and one number per row."""
+    """Saves x and one number per row."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -127,7 +127,7 @@ def _norm_gradient(
 
 
 class _SwiGLU(Function):
-    """Keeps its input alone: silu(gate) is cheaper to compute again than to store."""
+    """Saves only its input: silu(gate) is cheaper to compute again than to store."""
 
     @staticmethod
     def forward(ctx, gate_up):
@@ -162,7 +162,7 @@ def swiglu_gradient(gate_up: Tensor, grad: Tensor, silu: Tensor | None = None) -
 
 
 class _Rotate(Function):
-    """Keeps the tables alone: the inverse of a rotation is the rotation by the negative angle."""
+    """Saves only the tables: the inverse of a rotation is the rotation by the negative angle."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, by_head):

@@ -1,12 +1,12 @@
-"""What is asked of the model's last layer: heads, functions of what never leaves the last stage.
+"""Heads: functions of the last layer's logits, computed on the last stage without storing them.
 
     outputs = log_probs.compute(logits, batch)     # {"log_prob": [B, S], "log_z": [B, S]}
 
-The last pipeline stage hands out `Logits`: hidden states and the matrix that would make logits of
-them. A head says which few numbers of each position are wanted, so that nothing as wide as the
-vocabulary is kept, sent to another stage or gathered from the tensor ranks. With model.head =
-"scalar" it hands out `Scalars`, of which the head `scalar` alone can be asked. Heads that say more
-of a distribution, as a teacher's, are `distributions.py`'s.
+The last pipeline stage returns `Logits`: hidden states and the output matrix. A head computes a few
+numbers per position from them, so that nothing as wide as the vocabulary is stored, sent to another
+stage or gathered from the tensor ranks. With model.head = "scalar" the stage returns `Scalars`, for
+which `scalar` is the only head. `distributions.py` has heads with more of a distribution, as a
+teacher needs.
 
 Legend: B rows, S positions, V vocabulary.
 """
@@ -27,7 +27,7 @@ LastStage = Logits | Scalars
 
 
 class Labelled(Protocol):
-    """What heads need of a batch."""
+    """The part of a batch that heads need."""
 
     @property
     def labels_BS(self) -> Tensor: ...
@@ -37,12 +37,10 @@ class Labelled(Protocol):
 
 
 class Head(NamedTuple):
-    """compute: of Logits, or of Scalars, float32 or int64 tensors of what `shapes` names, each
-    [B, S, …];
-    shapes: what follows B and S, and the dtype, known without computing;
-    needs: the batch's extras that it reads, and what follows B and S in their shapes;
-    least_vocabulary: how many tokens the model must know at least;
-    of: the model.head that it can be asked of."""
+    """compute: from Logits or Scalars to float32 or int64 tensors named in `shapes`, [B, S, …]
+    each; shapes: the shape after B and S, and the dtype, of each; needs: the extras of the batch
+    that it reads, with their shapes after B and S; least_vocabulary: the fewest tokens that the
+    model must know; of: the model.head that it needs."""
 
     compute: Callable[[Any, Labelled], Outputs]
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -51,7 +49,7 @@ class Head(NamedTuple):
     of: str = "vocabulary"
 
     def check(self, batch: Labelled, model: ModelConfig) -> None:
-        """ValueError where it cannot be computed: asked before a pass, since the last stage alone
+        """ValueError where it cannot be computed; checked before a pass, since only the last stage
         would find out, and leave the others waiting."""
         if self.of != model.head:
             raise ValueError(
@@ -70,7 +68,7 @@ class Head(NamedTuple):
                 raise ValueError(f"extra {name} is {given}; the head needs {[*wanted]}")
 
     def empty(self, B: int, S: int, device: torch.device) -> Outputs:
-        """Tensors of the shape of what `compute` gives, filled with zeros."""
+        """Tensors of zeros in the shapes of `compute`'s results."""
         return {
             name: torch.zeros(B, S, *rest, dtype=dtype, device=device)
             for name, (rest, dtype) in self.shapes.items()
@@ -92,4 +90,4 @@ log_probs = Head(_log_probs, {"log_prob": NUMBER, "log_z": NUMBER})
 """log p(label), and log z, the log-sum-exp of the V logits."""
 
 scalar = Head(_scalar, {"scalar": NUMBER}, of="scalar")
-"""The number that a model whose model.head is "scalar" gives of each position."""
+"""The output at each position of a model whose model.head is "scalar"."""

@@ -1,14 +1,14 @@
-"""Which keys each query reads: the geometry of attention, as integers alone.
+"""The keys that each query reads: the geometry of attention, in integers.
 
     reads = Reads.of(rows=2, length=96, stretches=stretches)       # documents that share rows
     reads = Reads.of(2, 96, stretches, pieces=((24, 48), (72, 96)))  # queries of a part of each row
     reads = Reads.of(2, 96, stretches, chunk=12)                   # Dual Chunk Attention: dca.py
 
-A query reads its document up to itself. For queries that stand next to each other these keys are a
-causal square over their own places and full rectangles over what comes before, and the softmax over
-all of them is merged of theirs (attention.py): so no mask is needed, and no kernel is asked for a
-pair of places that do not see each other. Rectangles of one size that follow each other are one
-call of a kernel. All of it grows with the number of documents, chunks and pieces.
+A query reads its document up to itself. For neighbouring queries these keys are a causal square
+over their own places and full rectangles over earlier places, and the softmax over all keys is
+merged from theirs (attention.py): so no mask is needed, and no kernel computes a pair of places
+that do not attend to each other. Successive rectangles of equal size are one call of a kernel.
+Everything grows with the number of documents, chunks and pieces.
 
 Legend: B rows, S queries of a row on this rank, T keys of a row.
 """
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from megatron_qwen3.model.stretches import Stretches
 
-Interval = tuple[int, int]  # from its first place to before its second
+Interval = tuple[int, int]  # [first, last)
 
 
 class Rectangle(NamedTuple):
-    """Some queries of a row and keys that all of them read, or in a square each up to itself.
+    """Queries of a row with keys that all of them read, or in a causal square, each up to itself.
 
     queries: an interval of this rank's S places. keys: an interval of the row's T places.
     distance: chunks from the queries' to the keys': 0, 1, or 2 for all that are farther.
@@ -58,11 +58,11 @@ class KernelCall(NamedTuple):
     place: int
 
     def of_queries(self, x_SBnD: Tensor) -> Tensor:
-        """What is there for each query, as a batch [b, n, queries, D] in the same memory."""
+        """The queries' entries of a tensor, as a batch [b, n, queries, D] in the same memory."""
         return self._batch(x_SBnD, self.query, self.queries)
 
     def of_keys(self, x_TBnD: Tensor) -> Tensor:
-        """What is there for each key, as a batch [b, n, keys, D] in the same memory."""
+        """The keys' entries of a tensor, as a batch [b, n, keys, D] in the same memory."""
         return self._batch(x_TBnD, self.key, self.keys)
 
     def _batch(self, x: Tensor, first: int, length: int) -> Tensor:
@@ -75,10 +75,10 @@ class KernelCall(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reads:
-    """What the queries of B rows read, made once for a batch.
+    """The reads of B rows' queries, made once per batch.
 
-    queries: S. keys: T. calls: the squares of a row before its other rectangles; every query is in
-    one square. stretches: where squares of whole rows are all there is, those of one kernel's call.
+    queries: S. keys: T. calls: a row's squares come before its other rectangles; every query is in
+    one square. stretches: for whole rows of squares only, as one kernel call needs them.
     """
 
     rows: int
@@ -96,7 +96,7 @@ class Reads:
         pieces: Sequence[Interval] | None = None,
         chunk: int | None = None,
     ) -> Self:
-        """Of rows of `length` places, each one text unless `stretches` cut it.
+        """For rows of `length` places, each one text unless `stretches` cut it.
 
         pieces: where this rank's queries stand in every row, in their order; None: all places.
         chunk: places of a chunk. ValueError where the stretches are of other rows.
@@ -121,7 +121,7 @@ class Reads:
 
 
 def joined(pieces: Sequence[Interval]) -> list[Interval]:
-    """The same places in the same order, neighbours as one; none that is empty."""
+    """The pieces with neighbours joined and empty ones dropped."""
     found: list[Interval] = []
     for first, last in pieces:
         if found and found[-1][1] == first:
@@ -167,7 +167,7 @@ def _segments(
 def _calls(
     bounds_of_rows: Sequence[Sequence[int]], pieces: Sequence[Interval], chunk: int | None
 ) -> Iterator[KernelCall]:
-    """Of all rows; of equal neighbours together what is not a batch of its own already."""
+    """Calls of all rows; equal neighbouring rows share calls that are no batch already."""
     row = 0
     for bounds, alike in groupby(bounds_of_rows):
         rows, calls = sum(1 for _ in alike), _calls_of_row(rectangles(bounds, pieces, chunk))

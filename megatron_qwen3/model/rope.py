@@ -3,7 +3,7 @@
 Qwen3 rotates half-split pairs (RoFormer, arXiv 2104.09864, section 3.4) with base 10,000 in the
 first two pretraining stages and 1,000,000 in the long-context one (ABF, arXiv 2309.16039). YaRN
 (arXiv 2309.00071) slows the pairs that turn seldom within the trained length, and makes queries and
-keys larger by a factor, which stands in the tables: whoever rotates by them cannot lose it.
+keys larger by a factor, which the tables contain, so that no rotation can omit it.
 
     inv_freq_D2 = frequencies(head_dim, theta, rope)
     cos_SB1D, sin_SB1D = RotaryTables(head_dim, theta, rope).at(position_SB)
@@ -63,7 +63,7 @@ class RotaryTables(RotaryEmbedding):
 
 
 def frequencies(head_dim: int, base: float, rope: RopeConfig = _PLAIN) -> Tensor:
-    """What one position turns each pair by, in radians, float32 [D2], on the CPU."""
+    """The angle of each pair per position, in radians, float32 [D2], on the CPU."""
     turns = base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     plain = 1.0 / turns
     if not rope.has_yarn:
@@ -84,7 +84,7 @@ def _bounds(head_dim: int, base: float, rope: RopeConfig) -> tuple[float, float]
     )
     if rope.yarn_truncate:
         low, high = math.floor(low), math.ceil(high)
-    return max(low, 0), min(high, head_dim - 1)  # of head_dim, not of its pairs: as all have it
+    return max(low, 0), min(high, head_dim - 1)  # of head_dim, not of its pairs
 
 
 def _ramp(low: float, high: float, pairs: int) -> Tensor:

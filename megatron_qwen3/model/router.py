@@ -16,8 +16,8 @@ all-reduce per step replaces one per layer and micro-batch. model.router_balance
   where each is of another domain.
 - "this_batch": of the very batch, counted with the same weights in a forward pass without gradients
   before the step: the loss of arXiv 2501.11873 to the letter.
-- "micro_batch": of each micro-batch on its own, as most trainers have it: what the global batch is
-  compared with. The gradient then depends on train.micro_batch.
+- "micro_batch": of each micro-batch on its own, as in most trainers, for comparison with the global
+  batch. The gradient then depends on train.micro_batch.
 
 Legend: T tokens of this rank, E experts, K experts per token, H hidden.
 """
@@ -46,8 +46,8 @@ class _AddToLoss(torch.autograd.Function):
 class Router(MegatronModule):
     """Chooses K of E experts per token.
 
-    Around a step stand `begin_step` and `end_step`; before it, where the shares are to be those of
-    its own batch, `begin_counting` and a pass in evaluation mode.
+    Call `begin_step` and `end_step` around a step; before it, for shares of the step's own batch,
+    `begin_counting` and a pass in evaluation mode.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -64,7 +64,7 @@ class Router(MegatronModule):
         self.register_buffer("step_share", uniform.clone(), False)  # f_e of the running step
         # This rank's choices and probabilities per expert in the running step.
         self.register_buffer("sums", torch.zeros(2, self.num_experts, device=device), False)
-        # On the device, as everything that differs from step to step: a graph reads it anew.
+        # On the device, like all values that change between steps, so that graphs read them anew.
         self.register_buffer("step_positions", torch.ones((), device=device), False)
         self.counting = False
         self.of_micro_batch = False
@@ -77,7 +77,7 @@ class Router(MegatronModule):
     def begin_step(
         self, positions: float, counts_E: Tensor | None = None, of_micro_batch: bool = False
     ) -> None:
-        """`positions`: those of the whole global batch, without padding.
+        """positions: number in the global batch, without padding.
 
         `counts_E`: choices that the loss takes f_e from; None is the share of the last step, or,
         where `of_micro_batch`, that of each micro-batch.
@@ -89,7 +89,7 @@ class Router(MegatronModule):
         self.sums.zero_()
 
     def end_step(self, sums_2E: Tensor) -> None:
-        """`sums_2E`: `self.sums` added up over all ranks that routed this layer's tokens.
+        """sums_2E: `self.sums` added up over all ranks that routed this layer's tokens.
 
         A step that routed none leaves the share as it is.
         """
@@ -99,7 +99,7 @@ class Router(MegatronModule):
     def forward(self, hidden_TH: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Probabilities (float32, each row adds up to one) and experts (int64), both [T, K].
 
-        Padding, where `valid_T` is False, is routed like all else, and counts for nothing in the
+        Padding, where `valid_T` is False, is routed like text, and does not count in the
         balance.
         """
         logits_TE = F.linear(hidden_TH.float(), self.weight.float())
@@ -145,11 +145,11 @@ class Router(MegatronModule):
 def balance_metrics(
     sums_L2E: Tensor, positions: float, last_share_LE: Tensor | None
 ) -> dict[str, Tensor]:
-    """What the summed `Router.sums` of L layers say about one step of `positions` positions.
+    """Balance metrics of L layers in a step of `positions` positions, from `Router.sums`.
 
     aux_loss: mean over layers of E · Σ f_e P_e, f_e of this very batch (1 = balanced);
-    aux_loss_last_step: the same with f_e of the step before, `last_share_LE`, where it is that
-    which was trained; None where it was aux_loss;
+    aux_loss_last_step: the same with f_e of the step before, `last_share_LE`, if that was trained;
+    absent where aux_loss was;
     expert_balance: mean over layers of the busiest expert's load over the mean load (1 = even);
     idle_experts: share of experts without a token.
     """

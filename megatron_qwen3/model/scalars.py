@@ -1,4 +1,4 @@
-"""One number of each position, in place of the vocabulary's logits: the head of a reward model.
+"""The head of a reward model: one number per position in place of the vocabulary's logits.
 
     scalars = scalar_layer(hidden_SBH)
     reward_SB = scalars.values()
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_qwen3.parallel.mcore import MegatronModule, TransformerConfig, tensor_parallel
 
-KEY = "scalar_head.weight"  # in checkpoints, where a vocabulary's rows cannot be taken for it
+KEY = "scalar_head.weight"  # in checkpoints; distinct from the vocabulary's matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Scalars:
     def values(self) -> Tensor:
         """[S, B], float32, equal on all tensor ranks.
 
-        Multiplied in float32: bf16's 8 bits would round away what pairs of answers differ by.
+        Multiplied in float32: bf16's 8 bits would round away the differences between answers.
         """
         x_SB = self.hidden_SBH.float() @ self.weight_1H.squeeze(0).float()
         if self.gathered_by is None:
@@ -52,8 +52,8 @@ class Scalars:
 class ScalarLayer(MegatronModule):
     """The weight of the head, which leaves the product to `Scalars`.
 
-    A module that is called: where data ranks share the update of a weight, a hook of its module
-    waits until all have it.
+    It is a called module, since hooks on modules make sure that data ranks which share the update
+    of a weight have all of it.
     """
 
     def __init__(self, config: TransformerConfig, tp_group: Any) -> None:

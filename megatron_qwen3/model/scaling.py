@@ -1,17 +1,17 @@
-"""What FP8's recipe `delayed` remembers between steps, in checkpoints as plain tensors.
+"""Stores the scaling state of FP8's recipe `delayed` in checkpoints, as plain tensors.
 
     keep_plain(chunk)                       # once, when the chunk is made
     chunk.load_state_dict(taken(chunk, loaded))
-    with untouched(chunks): …               # passes that train nothing
+    with untouched(chunks): …               # passes without training
 
 Transformer Engine saves a module's scales, and the largest values that set them, as a pickle, which
-runs whatever it names when it is read: its newest releases refuse to, and we read no pickle of a
-stranger's checkpoint. Here they are tensors by name, as they are at the moment of saving. Of
-experts each has its own, wherever it lives. Every other recipe scales by what it sees, and saves
-nothing.
+can run any code when it is read: its newest releases refuse to read one, and so do we with foreign
+checkpoints. Here they are named tensors, with their values at the moment of saving. Each expert has
+its own, on whichever rank it lives. All other recipes compute scales from the present tensor, and
+save nothing.
 
-A checkpoint without them, or with others, as of another program, leaves a module as it is when it
-is made: it begins with a fresh history. So do histories of another length.
+A checkpoint without them, or with another program's, leaves a module in its initial state, with an
+empty history. So do histories of another length.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def keep_plain(chunk: nn.Module) -> None:
 
 
 def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """What else was loaded into a chunk; the scaling state goes into its modules at once."""
+    """The other entries for a chunk; the scaling state goes into its modules at once."""
     states: dict[str, dict[int, Any]] = {}
     others, modules = dict(loaded), dict(chunk.named_modules())
     for name in loaded:
@@ -58,10 +58,10 @@ def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def untouched(chunks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, what passes read sets no scale: the next one is by what is trained, as without them.
+    """Within, passes set no scale: the next scale is set by training, as without these passes.
 
-    Transformer Engine notes the largest values of every forward pass in a history's first row,
-    and makes scales of them after one that is trained.
+    Transformer Engine writes the largest values of every forward pass into a history's first row,
+    and makes scales of them after a training pass.
     """
     before = {module: history[0].clone() for module, history in _forward_histories(chunks)}
     try:
@@ -84,13 +84,13 @@ def _is_delayed(chunk: Any) -> bool:
 
 
 def _is_theirs(module: object) -> bool:
-    """Whether a module is one of Transformer Engine's, of which norms scale nothing."""
+    """Whether a module is one of Transformer Engine's that scale; norms do not."""
     of_engine = (kind.__module__.startswith("transformer_engine.") for kind in type(module).__mro__)
     return hasattr(module, "fp8_meta") or any(of_engine)
 
 
 def _nothing() -> Tensor:
-    """What Transformer Engine saves, and takes, for no extra state."""
+    """Transformer Engine's value for no extra state."""
     return torch.empty(0, dtype=torch.uint8)
 
 
@@ -100,7 +100,7 @@ def _state(module: Any) -> Any:
 
 
 def _of_each(module: Any, _: object = None) -> list[Any]:
-    """The same of each of its matrices."""
+    """`_state` split by the module's matrices."""
     parts: list[Any] = [{} for _ in range(getattr(module, "num_gemms", 1))]
     for name, value in _tensors(module):
         for part, own in zip(parts, _by_matrix(module, value).unbind(-2), strict=True):
@@ -138,7 +138,7 @@ def _make(module: Any, count: int, config: Any) -> None:
 
 @torch.no_grad()
 def _take(module: Any, parts: list[dict[str, Tensor]]) -> None:
-    """Into the module, where the parts have as much as it has."""
+    """Copy the parts into the module, if their sizes agree."""
     for name, value in _tensors(module):
         own = _by_matrix(module, value)
         saved = [part[name] for part in parts if name in part]

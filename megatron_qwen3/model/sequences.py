@@ -1,4 +1,4 @@
-"""How the rows of one forward pass are read, as one value that reaches every layer.
+"""The layout of rows in one forward pass, as one value that reaches every layer.
 
     sequences = Sequences(stretches=stretches, valid_BS=valid_BS)
     model(tokens_BS, sequences)
@@ -28,20 +28,20 @@ from megatron_qwen3.parallel.mcore import PackedSeqParams
 
 @dataclass
 class Sequences(PackedSeqParams):
-    """Without anything: each row is one text, all of it, read from its first position.
+    """An empty one means: each row is one whole text, read from its first position.
 
-    stretches: the texts that rows are cut into, each read from its first position;
-    positions_BS: int64, the place of each token in its text, where it is none of these;
-    valid_BS: bool, False where a position is padding, which no router counts;
-    share: of several context-parallel ranks, where the pass computes this rank's places alone: the
-    stretches are those of whole rows, of `length` places, and the positions are given;
-    documents: where Transformer Engine attends for them, those of the line that all ranks have
-    together, of which this pass has a row of this rank's places: document_share.py;
-    caches: by layer number, what was read before, while text is generated;
+    stretches: the texts in each row, each read from its first position;
+    positions_BS: int64, the place of each token in its text, where it follows from neither;
+    valid_BS: bool, False for padding, which no router counts;
+    share: this context-parallel rank's part, where the pass computes only its places: stretches are
+    then those of whole rows, of `length` places, and positions are given;
+    documents: for Transformer Engine's attention, the documents of the line of all ranks, of which
+    this pass has this rank's places as a row: document_share.py;
+    caches: by layer number, keys and values of earlier tokens, during generation;
     products: of a model that only generates, in place of its linears' own;
-    rotary, query_rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], under Dual
-    Chunk Attention of keys alone, and three tables of queries; and which keys each query reads. The
-    model adds them.
+    rotary, query_rotary, reads: added by the model: cosines and sines of the positions, [2, S, B,
+    1, D], for Dual Chunk Attention of keys only, with three tables of queries; and the keys that
+    each query reads.
     """
 
     qkv_format: str = "sbhd"
@@ -60,7 +60,7 @@ class Sequences(PackedSeqParams):
     def made_for(
         self, rows: int, length: int, tables: RotaryTables, dual: DualChunk | None = None
     ) -> Self:
-        """With what attention needs to read `rows` rows, of `length` positions on this rank."""
+        """This layout, complete for attention in `rows` rows of `length` positions on this rank."""
         positions_BS = self.positions_BS
         if self.stretches and not self.share:
             positions_BS = self.stretches.positions_BS()
@@ -84,7 +84,7 @@ class Sequences(PackedSeqParams):
         return made
 
     def valid_T(self, tensor_rank: int, tensor_ranks: int) -> Tensor | None:
-        """Which positions are no padding, where `tensor_ranks` share those of a row."""
+        """False for padding, of this tensor rank's positions; None without padding."""
         if self.valid_BS is None:
             return None
         return self.valid_BS.t().chunk(tensor_ranks)[tensor_rank].flatten()

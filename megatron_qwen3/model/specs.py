@@ -1,11 +1,11 @@
-"""Which modules a Qwen3 layer is made of: the one place that chooses by what is installed.
+"""Chooses the modules of a Qwen3 layer: the one place that looks at installed packages.
 
     kind(config)              # "torch" or "te"; ConfigError where model.kind cannot be had
-    described(config)         # what was chosen, with versions, or why not Transformer Engine's
+    described(config)         # the choice, with versions, or why it is not Transformer Engine
 
 'torch' is our layer on megatron-core's parallel linears, with torch's fused attention and grouped
-products, on CPUs and GPUs alike; 'te' megatron-core's own on Transformer Engine, on GPUs. What
-settings ask for besides is looked for before, in parallel/installed.py and parallel/fp8.py.
+products, on CPUs and GPUs; 'te' is megatron-core's own layer on Transformer Engine, on GPUs.
+parallel/installed.py and parallel/fp8.py check the other packages that settings need.
 """
 
 import torch
@@ -34,9 +34,9 @@ _DEEP_EP = {
 }
 _ENGINE = "transformer_engine"
 _INSTALL = 'pip install --upgrade --no-build-isolation "transformer_engine[pytorch]"'
-# Whose attention can be told that there is no padding between documents.
+# The first whose attention can be told that there is no padding between documents.
 _LEAST_ENGINE = "2.2"
-_LEAST_TO_GATHER = "2.18"  # keys of documents, by context ranks
+_LEAST_TO_GATHER = "2.18"  # the first in which context ranks gather keys of documents
 
 
 def kind(config: Config) -> str:
@@ -61,7 +61,7 @@ def kind(config: Config) -> str:
 
 
 def _check_dispatch(dispatch: str) -> None:
-    """ConfigError where what brings tokens to experts is not installed."""
+    """ConfigError where the package of parallel.dispatch is not installed."""
     installed = {"deepep": HAVE_DEEP_EP, "hybridep": HAVE_HYBRIDEP}
     if not installed.get(dispatch, True):
         raise ConfigError(
@@ -71,7 +71,7 @@ def _check_dispatch(dispatch: str) -> None:
 
 
 def _check_exchange(config: Config) -> None:
-    """ConfigError where context ranks are to gather keys of documents, and cannot here."""
+    """ConfigError where the installed Transformer Engine cannot gather keys of documents."""
     asked, found = config.parallel.context_exchange, older_than(_ENGINE, _LEAST_TO_GATHER)
     has_documents = config.run.mode != "pretrain" or config.data.reset_at_documents
     if asked == "all_gather" and has_documents and found:
@@ -83,7 +83,7 @@ def _check_exchange(config: Config) -> None:
 
 
 def _lacking() -> str:
-    """What Transformer Engine needs and is not here; "" where it can be used."""
+    """Why Transformer Engine cannot be used here; "" where it can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU, which Transformer Engine needs"
     if not HAVE_TE:
@@ -94,7 +94,7 @@ def _lacking() -> str:
 
 
 def described(config: Config) -> str:
-    """Of which kind layers are, and the versions of what they stand on, where it is installed."""
+    """The kind of layers, and the versions of their packages."""
     if kind(config) == "torch":
         return f"torch's{_why_torch(config)}"
     versions = {
@@ -108,7 +108,7 @@ def described(config: Config) -> str:
 
 
 def _why_torch(config: Config) -> str:
-    """Where a GPU could have Transformer Engine's, why "auto" did not take them."""
+    """On a GPU, why "auto" did not choose Transformer Engine."""
     if config.model.kind != "auto" or not torch.cuda.is_available():
         return ""
     wide = f'for train.precision = "{config.train.precision}" Transformer Engine has slow ones'
@@ -142,16 +142,16 @@ def _torch_block_spec(
 
 
 def settings_of_kind(config: Config) -> dict[str, object]:
-    """What megatron-core's configuration says of the layers' kind."""
+    """Settings for megatron-core's configuration that depend on the layers' kind."""
     if kind(config) == "torch":
         return {}
     return te.settings(config, has_triton=not redirect.REDIRECTED)
 
 
 def settings_of_device() -> dict[str, bool]:
-    """What megatron-core's configuration says of the device that layers are made and run on."""
+    """Settings for megatron-core's configuration that depend on the device."""
     return {
         "use_cpu_initialization": redirect.REDIRECTED,
-        # gloo reads what it sends until the send is done, even where nobody waits for it.
+        # gloo reads a sent tensor until the send is done, even if nobody waits for it.
         "deallocate_pipeline_outputs": not redirect.REDIRECTED,
     }

@@ -1,11 +1,11 @@
-"""Where the texts that share rows begin, as one value from the data to the attention kernel.
+"""The texts that share rows, as one value from the data to the attention kernel.
 
     stretches = Stretches.of([[0, 5, 9], [0]], length=12)   # row 0: 5, 4 and 3 places; row 1: 12
     attention(q_SBND, k_SBGD, v_SBGD, stretches)
 
-A stretch is a piece of a row whose places see each other and nothing else: a document, or what of
-it is in the row. Kernels are called with its length, which the host must know, and read its bounds
-where they compute: so both are made with the batch, and no step asks its device for them. All of it
+A stretch is a piece of a row whose places attend only to each other: a document, or the part of one
+that is in the row. Kernels are called with its length, which the host must know, and read its
+bounds on the device: so both are made with the batch, and no step waits for its device. Everything
 grows with the number of documents, nothing with the square of a row's length.
 
 Legend: B rows, S places of each, T = B·S places, row after row.
@@ -37,7 +37,7 @@ class Stretches:
 
     @classmethod
     def of(cls, starts_of_rows: Sequence[Sequence[int]], length: int) -> Self:
-        """By the places of each row, from 0, at which a stretch begins.
+        """From the places of each row, from 0, at which stretches begin.
 
         ValueError where a row does not begin with 0, does not ascend or goes beyond `length`.
         """
@@ -84,18 +84,18 @@ class Stretches:
         return replace(self, bounds=bounds, cu_seqlens=self.cu_seqlens[pick] - begin)
 
     def padded_to(self, rows: int) -> Self:
-        """`rows` rows: the first one again at the end, as often as it takes; on the host."""
+        """`rows` rows: copies of the first one are added at the end; on the host."""
         size = self.bounds[-1]
         first = self.bounds[1 : self.bounds.index(self.length) + 1]
         more = (size + n * self.length + b for n in range(rows - self.rows) for b in first)
         return self._of_bounds(self.length, (*self.bounds, *more))
 
     def to(self, device: torch.device) -> Self:
-        """On another device, which nothing waits for."""
+        """A copy on another device, without waiting."""
         return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
 
     def pinned(self) -> Self:
-        """In memory that stays where it is, which a GPU reads by itself."""
+        """A copy in pinned memory, which a GPU reads by itself."""
         return replace(self, cu_seqlens=self.cu_seqlens.pin_memory())
 
 

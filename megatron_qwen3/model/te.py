@@ -1,12 +1,12 @@
-"""Layers of Transformer Engine: megatron-core's own, with our reading of rows and our balance.
+"""Transformer Engine's layers: megatron-core's own, with our layout of rows and our balance.
 
     spec = block_spec(transformer, vp_stage)      # `specs.py` asks where model.kind is "te"
 
-They are TransformerLayer, SelfAttention, and MLP or MoELayer with TEGroupedMLP, as megatron-core's
-specs put them together on Transformer Engine: norms fused with the products after them, attention
-by flash-attn or cuDNN, all experts of a rank as one call. Three parts are ours: a layer that knows
-`Sequences`, attention that reads what these say, and a router that balances over the global batch.
-Weights have the names that layer.py's have in checkpoints, and so the same beginnings.
+They are TransformerLayer, SelfAttention, and MLP or MoELayer with TEGroupedMLP, combined as in
+megatron-core's specs for Transformer Engine: norms fused with the products after them, attention by
+flash-attn or cuDNN, all experts of a rank in one call. Three parts are ours: a layer that takes
+`Sequences`, attention that follows it, and a router that balances over the global batch. Weights
+have the checkpoint names of layer.py's, and so the same initial values.
 
 Legend: S positions, B rows, N query heads, G key/value groups, D head size, s positions of this
 tensor rank, T = s·B, E experts, K experts per token.
@@ -35,7 +35,7 @@ from megatron_qwen3.parallel.mcore import (
 )
 from megatron_qwen3.settings import Config
 
-# A norm that is fused with a product has other names in the module than in checkpoints.
+# A norm fused with a product has other names in the module than in checkpoints.
 _KEYS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
@@ -56,7 +56,7 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
 
 
 def settings(config: Config, has_triton: bool) -> dict[str, object]:
-    """What megatron-core's configuration has to say for these layers."""
+    """Settings for megatron-core's configuration that these layers need."""
     fused: dict[str, object] = {"bias_activation_fusion": True, "bias_dropout_fusion": True}
     if config.model.num_experts:
         fused["moe_grouped_gemm"] = True
@@ -70,7 +70,7 @@ def settings(config: Config, has_triton: bool) -> dict[str, object]:
 
 
 def _submodules(spec: Any) -> Any:
-    """Those of a part, which is a ModuleSpec in megatron-core 0.16 and a partial in 0.19."""
+    """The submodules of a part: a ModuleSpec in megatron-core 0.16, a partial in 0.19."""
     return spec.keywords["submodules"] if hasattr(spec, "keywords") else spec.submodules
 
 
@@ -82,7 +82,7 @@ class TELayer(TransformerLayer):
             super().__init__(config, *args, **kwargs)
         if config.num_moe_experts:
             for weight in self.mlp.experts.parameters():
-                # As layer.py's experts have it; megatron-core decides the first by EP > 1 alone,
+                # As in layer.py's experts; megatron-core decides the first by EP > 1 alone,
                 # and 0.16 forgets the second, without which the gradient norm leaves ranks out.
                 weight.allreduce = False
                 weight.tensor_model_parallel = True
@@ -100,7 +100,7 @@ class TELayer(TransformerLayer):
     ) -> tuple:
         """[s, B, H] -> ([s, B, H], None): TransformerBlock's calling convention.
 
-        megatron-core is given no rotary embedding: `Attention` turns queries and keys itself.
+        megatron-core gets no rotary embedding: `Attention` rotates queries and keys itself.
         """
         sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
         padding_Bs = self._padding(sequences)
@@ -119,13 +119,13 @@ class TELayer(TransformerLayer):
         packed_seq_params: Sequences | None = None,
         **others: Any,
     ) -> tuple:
-        """The first half, which overlap.experts calls by itself: it leaves `forward` out, and has
-        no padding for the router, which comes right after it.
+        """The first half of `forward`, which overlap.experts calls on its own: it also passes the
+        padding to the router, which comes right after it.
 
-        ValueError where there is a mask, which causal attention would leave out without a word.
+        ValueError for a mask, which causal attention would silently ignore.
         """
         if attention_mask is not None:
-            raise ValueError("a mask says nothing to causal attention: Sequences says what is read")
+            raise ValueError("causal attention ignores masks: Sequences has the layout of rows")
         sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
         if self.config.overlap_moe_expert_parallel_comm:
             padding_Bs = self._padding(sequences)
@@ -133,7 +133,7 @@ class TELayer(TransformerLayer):
         return super()._forward_attention(hidden_states, packed_seq_params=sequences, **others)
 
     def get_layer_static_inputs(self, seq_length: int, micro_batch_size: int) -> dict[str, Tensor]:
-        """What a CUDA graph of this layer reads beside the rotary tables: [s, B, H].
+        """The inputs of this layer's CUDA graph, besides rotary tables: [s, B, H].
 
         Without megatron-core's mask, which causal attention would not read.
         """
@@ -143,13 +143,13 @@ class TELayer(TransformerLayer):
         return {"hidden_states": hidden_sBH}
 
     def _get_te_cuda_graph_replay_args(self, *args: Any, **kwargs: Any) -> tuple:
-        """Of what TransformerBlock gives a layer, the tensors that its graph reads."""
+        """The arguments that this layer's graph reads, of those that TransformerBlock gives."""
         read = {name: kwargs[name] for name in _READ_BY_GRAPHS if name in kwargs}
         made: tuple = super()._get_te_cuda_graph_replay_args(*args, **read)
         return made
 
     def _padding(self, sequences: Sequences) -> Tensor | None:
-        """[B, s], where this tensor rank's positions are padding; None where none are."""
+        """[B, s], True for padding, of this tensor rank's positions; None without padding."""
         if sequences.valid_BS is None:
             return None
         rank, ranks = self.place
@@ -157,18 +157,18 @@ class TELayer(TransformerLayer):
 
 
 def _with_rotary(sequences: Sequences | None, rotary: Tensor | None) -> Sequences:
-    """What attention reads, with cosines and sines: the model's, where it has none of its own."""
+    """The layout for attention, with the model's rotary tables unless it has its own."""
     sequences = sequences or Sequences()
     return replace(sequences, rotary=rotary) if sequences.rotary is None else sequences
 
 
 @contextmanager
 def _made_for_training(config: TransformerConfig) -> Iterator[None]:
-    """Within, modules of Transformer Engine are made that add gradients to `main_grad` themselves.
+    """Within, modules of Transformer Engine are made so that they add gradients to `main_grad`.
 
-    They note it while they are made; megatron-core's output layer, which would need apex for it,
+    They read this when they are made; megatron-core's output layer, which would need apex for it,
     is not made here. They are made on the device, since on the CPU megatron-core would draw each
-    weight whole, or where torch makes tensors without bytes, without.
+    weight whole, or, where torch makes tensors without bytes, without values.
     """
     while_made = {
         "gradient_accumulation_fusion": True,
@@ -184,16 +184,16 @@ def _made_for_training(config: TransformerConfig) -> Iterator[None]:
 
 
 class Attention(TEDotProductAttention):
-    """Turns queries and keys, and mixes what `Sequences` says that queries read.
+    """Rotates queries and keys, and attends as `Sequences` says.
 
-    By Transformer Engine, where rows are one text each or documents; by what layer.py has, where a
-    cache holds what was read before, under Dual Chunk Attention, or where context ranks share rows
-    and parallel.context_exchange is ours.
+    By Transformer Engine where rows are single texts or documents; by layer.py's attention where a
+    cache holds earlier tokens, under Dual Chunk Attention, or where context ranks share rows and
+    parallel.context_exchange is "own".
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # megatron-core 0.16 does not know it, and Transformer Engine would guess.
+        # megatron-core 0.16 would drop it, and Transformer Engine would guess.
         self.kept_packed_seq_params.add("pad_between_seqs")
 
     def forward(
@@ -217,8 +217,9 @@ class Attention(TEDotProductAttention):
         if sequences.share or sequences.query_rotary is not None:
             attend = sequences.share.attention if sequences.share else attention
             return attend(query, key, value, sequences.reads, sequences.query_rotary)
-        # Along an axis of one, as the heads of a rank may be, `contiguous` leaves any stride, and
-        # Transformer Engine, which reads layouts from strides, knows none of these.
+            # Along an axis of size 1, such as a rank's only head, `contiguous` keeps any stride,
+            # but
+            # Transformer Engine infers layouts from strides and would know none of these.
         value = value.reshape(-1).view(value.shape)
         documents = sequences.documents or sequences.stretches
         if documents is None:
@@ -228,11 +229,11 @@ class Attention(TEDotProductAttention):
     def _of_documents(
         self, query: Tensor, key: Tensor, value: Tensor, documents: Stretches
     ) -> Tensor:
-        """All rows in one line, in which documents begin where `cu_seqlens` says.
+        """All rows in one line, with the documents of `cu_seqlens`.
 
-        Between context ranks the line is longer than what a rank has of it, and its documents end
-        with padding, which none of their tokens sees: so all of it is said to be text, by one
-        tensor, and no kernel need leave anything out.
+        Between context ranks the line is longer than a rank's part of it, and its documents end
+        with padding, which no token of theirs attends to: so everything is declared text, by one
+        tensor, and no kernel needs to skip anything.
         """
         bounds, longest = documents.cu_seqlens, max(documents.lengths)
         said = PackedSeqParams(
@@ -252,9 +253,10 @@ class Attention(TEDotProductAttention):
 
 
 class TERouter(router.Router):
-    """Chooses like our router, and says it as megatron-core's dispatchers take it.
+    """Chooses as our router does, and returns the choice in the form of megatron-core's
+    dispatchers.
 
-    padding_sB: of the rows that come next, where they come without it: see TELayer.
+    padding_sB: for the next rows, where they come without it: see TELayer.
     """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
@@ -262,10 +264,10 @@ class TERouter(router.Router):
         self.padding_sB: Tensor | None = None
 
     def set_layer_number(self, layer_number: int) -> None:
-        """megatron-core tells it to all routers."""
+        """megatron-core calls this on all routers."""
 
     def forward(self, hidden_sBH: Tensor, padding_sB: Tensor | None = None) -> tuple:
-        """Probabilities, float32, and which experts are chosen, both [T, E]."""
+        """Probabilities, float32, and whether each expert is chosen, both [T, E]."""
         padding_sB = self.padding_sB if padding_sB is None else padding_sB
         valid_T = None if padding_sB is None else ~padding_sB.flatten()
         hidden_TH = hidden_sBH.flatten(0, 1)

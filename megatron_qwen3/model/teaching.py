@@ -1,4 +1,4 @@
-"""Heads of on-policy distillation on a teacher's ids: what it says, and what its student does.
+"""Heads for on-policy distillation on a teacher's ids: the teacher's and the student's.
 
     answer = top_k_and_label(64).compute(teacher_logits, batch)
     outputs = at_ids_with_entropy(64).compute(student_logits, batch_with_ids)

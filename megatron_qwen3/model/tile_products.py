@@ -1,9 +1,9 @@
-"""Gradients of hidden states and of the matrix that makes logits of them, one tile at a time.
+"""Gradients of hidden states and of the output matrix, one tile of logits at a time.
 
     of_hidden_TH, of_weight_vH = multiplied(of_logits, hidden_TH, weight_vH, tiles, needs)
 
-The gradient of a tile's logits is multiplied at once, into sums of which each exists once: that of
-the matrix in megatron-core's buffer, where there is one. `tiles.py` and `divergence.py` call it.
+The gradient of a tile's logits is multiplied at once, into sums that exist once: the matrix's sum
+is in megatron-core's buffer, if there is one. `tiles.py` and `divergence.py` call it.
 
 Legend: T positions, H hidden size, v this tensor rank's slice of the vocabulary; n positions and w
 columns of one tile.
@@ -52,14 +52,14 @@ def multiplied(
 
 
 def _precise(x: Tensor, summands: int) -> torch.dtype:
-    """The type in which so many summands of x's gradient are added up."""
+    """The type in which this number of summands of x's gradient is added up."""
     return x.dtype if summands == 1 else torch.promote_types(x.dtype, torch.float32)
 
 
 def _sum_of_weight(weight_vH: Tensor, summands: int) -> tuple[Tensor, bool]:
-    """Where the weight's gradient is summed, and whether it holds a gradient to add to.
+    """The tensor for the sum of the weight's gradient, and whether it holds a gradient to add to.
 
-    That is megatron-core's buffer where there is one, which saves a second matrix of that size.
+    It is megatron-core's buffer if there is one, which saves a second matrix of that size.
     """
     if hasattr(weight_vH, "grad_added_to_main_grad"):
         return weight_vH.main_grad, not take_old(weight_vH.main_grad)
@@ -67,11 +67,12 @@ def _sum_of_weight(weight_vH: Tensor, summands: int) -> tuple[Tensor, bool]:
 
 
 def _for_autograd(weight_vH: Tensor, sum_vH: Tensor) -> Tensor:
-    """The gradient; or, if it is in megatron-core's buffer, what its hooks expect in its place.
+    """The gradient; or, if it is in megatron-core's buffer, the stand-in that its hooks expect.
 
-    They run only where autograd is given something, and add it to the buffer if the embedding's
+    The hooks only run if autograd gets a gradient, and add it to the buffer if the embedding's
     gradient comes with it (`zero_out_wgrad`). Autograd keeps it until then, through the backward
-    pass of all layers: it is one zero, seen as a matrix.
+    pass of all layers: so it is a single zero, viewed as a matrix.
+
     """
     if not hasattr(weight_vH, "grad_added_to_main_grad"):
         return sum_vH.to(weight_vH.dtype)

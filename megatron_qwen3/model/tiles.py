@@ -1,12 +1,12 @@
 """Log-probabilities under logits that never exist as a whole: hidden · weightᵀ, tile by tile.
 
 The float32 logits of 32,768 positions over a vocabulary of 151,936 are 18.5 GiB, and plain code
-holds them three times. Here one autograd function goes from the hidden states to what losses need:
-the forward pass takes some positions at a time and leaves a few numbers for each; the backward pass
-computes the logits again, a tile of positions and columns at a time, and multiplies each tile's
-gradient at once. Where all logits fit into one tile they are kept, and nothing is computed twice.
-Either way the tensor ranks speak twice in the forward pass, about a few numbers per position, and
-not at all in the backward pass. `model/logits.py` is how this is called.
+stores them three times. Here one autograd function goes from the hidden states to the values that
+losses need: the forward pass takes some positions at a time and keeps a few numbers for each; the
+backward pass computes the logits again, a tile of positions and columns at a time, and multiplies
+each tile's gradient at once. Logits that fit into one tile are kept, and not computed twice. Either
+way the tensor ranks communicate twice in the forward pass, a few numbers per position, and not at
+all in the backward pass. `model/logits.py` calls this.
 
 With m the largest logit of this rank's slice, e = exp(logit - m), M the largest m of all ranks,
 Z = Σ e · exp(m - M) over the whole vocabulary, f = exp(m - M) / Z, and g upstream gradients:
@@ -40,18 +40,18 @@ _UNIT = 128  # of a tile's sides: a GPU's products slow down where rows are not 
 
 
 class SliceSums(NamedTuple):
-    """What a slice of the vocabulary adds to each position, relative to its largest logit."""
+    """A vocabulary slice's terms at each position, relative to its largest logit."""
 
     peak_T: Tensor
     total_T: Tensor  # Σ e
-    moment_T: Tensor  # Σ e log e; zeros where no entropy is asked for
-    rest_T: Tensor  # Σ e outside of the ids that it is the rest of; zeros where it is not asked for
+    moment_T: Tensor  # Σ e log e; zeros without entropy
+    rest_T: Tensor  # Σ e outside of the given ids; zeros without a rest
     above_TK: Tensor  # logit of an id - peak; 0 where the slice has no such id
     is_mine_TK: Tensor
 
 
 class Whole(NamedTuple):
-    """What all slices say of each position, and log f, with which a slice finds its p."""
+    """The result of all slices at each position, and log f, from which a slice gets its p."""
 
     log_p_TK: Tensor
     log_z_T: Tensor
@@ -62,9 +62,9 @@ class Whole(NamedTuple):
 
 class TiledLogProbs(torch.autograd.Function):
     """(hidden [T, H], weight [v, H], ids [T, K]) -> log p [T, K], log z [T], and [T] or None each:
-    entropy, and log r of all that is not among the first `rest_of` of the ids.
+    entropy, and log r of all ids except the first `rest_of` given ones.
 
-    The gradient of `hidden` is this rank's share of it: the sum over the group is the caller's.
+    The gradient of `hidden` is this rank's share: the caller sums it over the group.
     """
 
     @staticmethod
@@ -141,8 +141,8 @@ def tempered_logits(hidden_nH: Tensor, weight_wH: Tensor, temperature: float) ->
 def divided(logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by a temperature in float32 at least, in place where they have that type.
 
-    What is divided is a logit as the product rounds it, which is what vLLM samples from: hidden
-    states divided in bf16 would be rounded once more, and all of a position's logits with them.
+    The division applies to a logit as the product rounds it, as in vLLM's sampling: hidden states
+    divided in bf16 would be rounded once more, and all of a position's logits with them.
     """
     if temperature == 1:
         return logits
@@ -150,7 +150,7 @@ def divided(logits: Tensor, temperature: float) -> Tensor:
 
 
 def untempered(grad: Tensor | None, temperature: float) -> Tensor | None:
-    """A gradient upstream of logits that were divided, for those that were not."""
+    """The gradient of undivided logits, from that of divided ones."""
     return grad if grad is None or temperature == 1 else grad / temperature
 
 
@@ -183,7 +183,7 @@ def _slices(length: int, most: int) -> list[slice]:
 def part_and_exps(
     logits_nv: Tensor, local_nK: Tensor, with_entropy: bool, rest_of: int
 ) -> tuple[SliceSums, Tensor]:
-    """What these columns add to each position, and e, [n, v], which may take the logits' place.
+    """The terms of these columns at each position, and e, [n, v], maybe in the logits' memory.
 
     local_nK: ids counted from the first of these columns; the first `rest_of` are distinct.
     """
@@ -207,10 +207,10 @@ def part_and_exps(
 
 
 def _take_out(exps_nw: Tensor, local_nR: Tensor) -> tuple[Tensor, Tensor]:
-    """Make e of some ids exactly 0, in place: their columns, and what stood there.
+    """Set e of some ids to exactly 0, in place; returns their columns, and the former values.
 
-    Of an id that is not of these columns, column 0 and 0. An id may be there twice, as padding may
-    have it, which has no weight: e is 0 then as well, and never below it.
+    For an id of other columns, these are column 0 and 0. An id may occur twice, as in padding,
+    which has no weight: e is 0 then, too, and never below.
     """
     column_nR, is_mine_nR = _columns(local_nR, exps_nw.shape[1])
     taken_nR = exps_nw.gather(1, column_nR).masked_fill_(~is_mine_nR, 0.0)

@@ -1,9 +1,10 @@
-"""The page of a batch of rollouts to read: dialogs, thinking folded, and why each got its reward.
+"""Writes a batch of rollouts as a page to read: dialogs, thinking folded, and reasons for rewards.
 
     write(samples, "runs/rl, batch 7", Path("report/batch_7.html"))
     section("Best answers", samples)                    # for another page
 
-`samples` are those of `posttrain/watching/samples.py`. What the model did not sample is marked.
+`samples` are those of `posttrain/watching/samples.py`. Text that the model did not sample is
+marked.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from megatron_qwen3.shown import shown
 
 _ENDINGS = {
     LENGTH: "truncated: it reached its limit before it was done",
-    ABORT: "given up by what sampled it",
+    ABORT: "given up by its sampler",
     ERROR: "failed",
 }
 _LONGEST_NAME = 120
 MARKS = (
-    "Marked in yellow: what a thinking budget put into the answer. Marked in green: what a tool "
-    "answered. Neither is trained."
+    "Marked in yellow: text that a thinking budget put into the answer. Marked in green: a tool's "
+    "answer. Neither is trained."
 )
 
 
@@ -87,7 +88,7 @@ def _badges(sample: KeptAnswer) -> list[str]:
 
 
 def _said(message: Mapping[str, Any]) -> str:
-    """What a message says, with its thinking and the tools that it calls."""
+    """The text of a message, with its thinking and the tools that it calls."""
     said = [str(message.get(key) or "") for key in ("reasoning_content", "content")]
     if calls := message.get("tool_calls"):
         said.append(json.dumps(calls, ensure_ascii=False))

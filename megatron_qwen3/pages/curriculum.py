@@ -1,4 +1,4 @@
-"""The pictures of a curriculum, and its page: what each stage will see, before it is trained.
+"""Draws a curriculum, and writes its page: the text of each stage, before it is trained.
 
 `write(curriculum, out)` draws the make-up of the stages by domain and by length, the tokens of
 every language against those there are, and how often text is read.
@@ -87,7 +87,7 @@ def _make_up(
 
 
 def _languages(curriculum: Curriculum) -> Picture:
-    """Tokens of each language, those with most text first, there are and read in each stage."""
+    """Tokens of each language, those with most text first, in all and read in each stage."""
     first = curriculum.stages[0]
     order = sorted(summary(first, "language"), key=lambda row: -row.available)
     axes = pictures.axes("", "tokens", is_wide=True)

@@ -1,4 +1,4 @@
-"""The lines of a curriculum's tables, in a terminal and on its page."""
+"""Formats the lines of a curriculum's tables, in a terminal and on its page."""
 
 from data_prep.mixing.summary import SummaryRow
 from megatron_qwen3.training.console import count
@@ -26,7 +26,7 @@ def _percent(fraction: float) -> str:
 
 
 def _short(number: float) -> str:
-    """Two digits that say something, also of very little."""
+    """Two significant digits, also of very little."""
     if not number:
         return "0"
     return f"{number:.{1 if number >= 9.95 else 2}f}" if number >= 0.095 else f"{number:.2g}"

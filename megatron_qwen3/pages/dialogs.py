@@ -1,10 +1,10 @@
-"""The page about a build of dialogs, and its tables: what was dropped and why, and what came of it.
+"""Writes the page about a build of dialogs, and its tables: kept and dropped ones, with reasons.
 
     for table in tables(content): console().print(table)
     write(content, Path("data/cold_start/report.html"))
 
-`content` is what stands in report.json (`posttrain/building/work.py`). Queries and answers in it
-are strangers' texts: `page` and `pictures` escape them.
+`content` is that of report.json (`posttrain/building/work.py`). Queries and answers in it are
+strangers' texts: `page` and `pictures` escape them.
 """
 
 from collections import Counter, defaultdict
@@ -27,11 +27,11 @@ _LONGEST_NAME = 40  # characters in a picture
 
 
 def tables(content: Mapping[str, Any]) -> Iterator[Table]:
-    """For a terminal: reasons, and what the dialogs are."""
+    """Tables for a terminal: reasons, and the dialogs by their labels."""
     for level, rows in _reason_rows(content):
-        yield table(rows, f"What became of {level}")
+        yield table(rows, f"Outcome of {level}")
     if content["dialogs"]["count"]:
-        yield table(_dialog_rows(content), "Dialogs", words=("what", "which"))
+        yield table(_dialog_rows(content), "Dialogs", words=("label", "value"))
     if content["problems"]:
         yield table(_problem_rows(content), "Lines that are no queries", words=("file", "problem"))
 
@@ -50,14 +50,14 @@ def write(content: Mapping[str, Any], out: Path) -> None:
         (f"{dialogs['turns']:,}", "answers in them"),
     ]
     sections = [page.numbers(tiles), page.FIGURES]
-    sections += [page.table(f"What became of {of}", rows) for of, rows in _reason_rows(content)]
+    sections += [page.table(f"Outcome of {of}", rows) for of, rows in _reason_rows(content)]
     if dialogs["count"]:
         sections.append(page.table("Dialogs", _dialog_rows(content)))
     sections.append(page.table("Numbers", _number_rows(content)))
     if content["problems"]:
         sections.append(page.table("Lines that are no queries", _problem_rows(content)))
     sections.append(page.files("Settings", [(n, t) for n, t in _settings(content)]))
-    sections.append(page.files("What was dropped: examples", list(_examples(content))))
+    sections.append(page.files("Dropped: examples", list(_examples(content))))
     page.write(out, content["command"], ", ".join(content["models"]), sections, drawn)
 
 
@@ -71,7 +71,7 @@ def _pictures(content: Mapping[str, Any]) -> Iterator[Picture]:
 
 
 def _by_domain(content: Mapping[str, Any], level: str, name: str) -> Picture:
-    """A bar for each domain, divided by what became of its queries or answers."""
+    """A bar for each domain, divided by the outcomes of its queries or answers."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for of, reason, domain, count in content["counts"]:
         if of == level:
@@ -92,7 +92,7 @@ def _by_domain(content: Mapping[str, Any], level: str, name: str) -> Picture:
     axes.grid(visible=False, axis="y")
     axes.tick_params(length=0, labelcolor=INK)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    title = f"What became of {name}"
+    title = f"Outcome of {name}"
     return pictures.finish(axes, f"{name}_by_domain", title, "by domain", is_wide=True)
 
 
@@ -141,7 +141,7 @@ def _reason_rows(content: Mapping[str, Any]) -> Iterator[tuple[str, list[list[st
 
 
 def _dialog_rows(content: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["what", "which", "dialogs", "share"]]
+    rows = [["label", "value", "dialogs", "share"]]
     total = content["dialogs"]["count"]
     for kind, counts in content["dialogs"]["by"].items():
         for name, count in counts.items():

@@ -1,9 +1,9 @@
-"""The page about an evaluation, and its tables.
+"""Writes the page about an evaluation, and its tables.
 
     for table in tables(content): console().print(table)
     write(content, examples, Path("runs/eval/report.html"))
 
-`content` is what stands in results.json, and examples are a few answers by their score
+`content` is that of results.json, and examples are a few answers by their score
 (`posttrain/evaluation/evaluate.py`). Names, reasons and answers are strangers' texts, which `page`
 and `pictures` escape.
 """
@@ -242,8 +242,8 @@ def _thinking_lengths(rows: Sequence[Row], unit: str) -> Picture:
 
 
 def _without_gaps(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(lower bound, how many) of ranges in order, with a 0 for those within in which nothing is and
-    for the one on either side; without what has no length."""
+    """(lower bound, count) of ranges in order, with a 0 for empty ranges between them and for the
+    one on either side; without answers of no length."""
     counts = {low: count for low, count in ranges if low}
     if not counts:
         return []

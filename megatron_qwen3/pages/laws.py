@@ -1,4 +1,4 @@
-"""The page about scaling laws: its pictures, and where they and the tables stand."""
+"""Writes the page about scaling laws: its pictures, and the places of these and of the tables."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
         body += [page.table(prefix + title, rows) for title, rows in laws_rows.tables(laws)]
         if laws.missing or laws.doubts:
             unknown = [*laws.doubts, *laws.missing]
-            body.append(page.text(prefix + "What these runs do not determine", unknown))
+            body.append(page.text(prefix + "Not determined by these runs", unknown))
     stages = ", ".join(laws.stage for laws in found if laws.stage)
     page.write(out, "Scaling laws", stages or "one stage", body, drawn)
 

@@ -1,4 +1,4 @@
-"""Scaling laws as tables for a terminal, as rows for a page, and as JSON."""
+"""Formats scaling laws as tables for a terminal, as rows for a page, and as JSON."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ _TRIED = 1000.0  # compute of the largest prediction that was checked, over that
 
 
 def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Iterator[str | Table]:
-    """What a terminal shows, from top to bottom."""
+    """Lines for a terminal, from top to bottom."""
     for laws in found:
         yield f"stage {laws.stage or '–'}: {len(laws.runs)} runs, {len(laws.best)} sizes × tokens"
         for title, rows in tables(laws):
@@ -87,7 +87,7 @@ def held_out_rows(laws: StageLaws) -> Rows:
 
 
 def valley_rows(laws: StageLaws) -> Rows:
-    """One row per budget; what the law of loss says beside it."""
+    """One row per budget, with the best size by the law of loss beside it."""
     rows = [["FLOP", "sizes", "best N", "best D", "loss", "best N by the law of loss"]]
     for valley in laws.valleys:
         cells = [f"outside: {valley.bottom}", "", ""]
@@ -169,7 +169,7 @@ def far(advice: Sequence[Recommendation]) -> list[str]:
 
 
 def as_dict(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> dict[str, Any]:
-    """All numbers for programs; what is not known is null."""
+    """All numbers for programs; unknown ones are null."""
     stages = [
         {
             "stage": laws.stage,

@@ -1,9 +1,9 @@
-"""A web page that needs no other file: headings, large numbers, tables and pictures.
+"""Renders a web page that needs no other file: headings, large numbers, tables and pictures.
 
     page.write(out, "Training report", names, [page.numbers(tiles), page.FIGURES], pictures)
 
-The one place that makes HTML: page.html is the page, sections.html what stands in it, page.css how
-it looks. jinja2 escapes everything that it is given, after `shown` took out what turns a line
+The one place that makes HTML: page.html is the page, sections.html its sections, page.css its look.
+jinja2 escapes every text that it is given, after `shown` removed characters that turn a line
 around; only a section, made here, is HTML already.
 """
 
@@ -57,7 +57,7 @@ def write(
 
 
 def numbers(tiles: Iterable[tuple[str, str]]) -> Markup:
-    """A few large numbers, each with what it is; those without a number are left out."""
+    """A few large numbers, each with its name; those without a number are left out."""
     return _section("numbers", [(number, what) for number, what in tiles if number])
 
 

@@ -1,4 +1,4 @@
-"""How pictures of pages look: one style, and a `Picture` that follows the page's light and dark.
+"""Sets the look of pages' pictures: one style, and a `Picture` that follows light and dark pages.
 
     with pictures.style():
         axes = pictures.axes("tokens", "loss", is_wide=True)
@@ -71,7 +71,7 @@ class Picture:
 
 
 def style() -> AbstractContextManager[None]:
-    """To be held while pictures are drawn."""
+    """A context in which pictures are drawn."""
     return mpl.rc_context(_STYLE)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a search: memory and time of every layout, part by part, as stacked bars."""
+"""Draws the result of a search: memory and time of every layout, part by part, as stacked bars."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _MORE = (
     *("#f2a0a1", "#003f5c", "#9ad1d4", "#6b8e23", "#d9d0c1", "#8b1e3f", "#b5a0e3", "#5c4033"),
 )
 _COLOURS = (*pictures.HUES, *_MORE)
-_VISIBLE = 0.004  # of the longest bar: what is shorter is not drawn
+_VISIBLE = 0.004  # of the longest bar: shorter parts are not drawn
 
 
 def draw(question: Question, plans: list[LayoutPlan], path: Path) -> None:
@@ -30,7 +30,7 @@ def draw(question: Question, plans: list[LayoutPlan], path: Path) -> None:
         colours = {part: _COLOURS[i % len(_COLOURS)] for i, part in enumerate(parts)}
         _stack(left, names, memory, colours)
         left.axvline(question.cluster.memory_gb, color=pictures.INK, linewidth=1)
-        left.set_xlabel(f"GB per GPU; the line is what {question.cluster.name} has")
+        left.set_xlabel(f"GB per GPU; the line is the memory of {question.cluster.name}")
         _stack(right, names, seconds, colours)
         right.set_xlabel("seconds per step")
         right.set_yticks([])

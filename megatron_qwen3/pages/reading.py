@@ -1,9 +1,9 @@
-"""The page about reading beyond the trained length, and its table.
+"""Writes the page about reading beyond the trained length, and its table.
 
     tell(content)                                    # on the terminal
     write(content, Path("runs/long/report.html"))
 
-`content` is what stands in results.json (cli/read_long.py).
+`content` is that of results.json (cli/read_long.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def write(content: Content, out: Path) -> None:
         page.numbers(tiles),
         page.FIGURES,
         page.table("Loss and keys", _rows(content)),
-        page.text("What the columns say", (*COLUMNS, *_notes(content))),
+        page.text("Meaning of the columns", (*COLUMNS, *_notes(content))),
         page.files("Settings of each way", settings),
     ]
     read = counted(content["texts"], "text")
@@ -84,7 +84,7 @@ def _notes(content: Content) -> list[str]:
     """Ways that read with the same settings, so alike."""
     ways = list(content["ways"].items())
     return [
-        f"{way} has the settings of {other}: the lengths do not exceed what they reach."
+        f"{way} has the settings of {other}: no length exceeds their reach."
         for number, (way, rope) in enumerate(ways)
         for other, others in ways[:number]
         if rope == others
@@ -96,7 +96,7 @@ def _settings(rope: Mapping[str, Any]) -> str:
 
 
 def _losses(content: Content) -> Picture:
-    """Of the longest texts: what each way makes of their places."""
+    """The loss of each way over the positions of the longest texts."""
     longest = max(row["length"] for row in content["rows"])
     axes = pictures.axes("position in the text", "loss, nats", is_wide=True)
     for number, row in enumerate(r for r in content["rows"] if r["length"] == longest):

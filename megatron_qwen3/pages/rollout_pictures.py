@@ -1,9 +1,9 @@
-"""The pictures of a run whose model samples answers: one for each question that a person asks.
+"""Draws a run whose model samples answers: one picture for each question that a person asks.
 
     draw_all(run)          # of a RunHistory of training/history.py with batches of rollouts
 
-They stand over the run's steps: a batch of rollouts at its first update. What the run has no
-numbers for is not drawn. Where there are more sources than colours, only the extremes are named.
+The x axis is the run's steps: a batch of rollouts stands at its first update. A picture without
+numbers is not drawn. Where there are more sources than colours, only the extremes are named.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _OF_BATCHES = (
     MetricCurves(
         "hacking",
         "Signs of reward hacking",
-        "shares; what each means stands in posttrain/rewards/hacking.py",
+        "shares; posttrain/rewards/hacking.py explains each",
         "share",
         {},
         is_share=True,
@@ -89,7 +89,7 @@ _OF_BATCHES = (
         is_share=True,
     ),
     MetricCurves(
-        "advantages", "Advantages", "of what is trained", "mean |A|", {"advantage": "mean"}
+        "advantages", "Advantages", "of trained tokens", "mean |A|", {"advantage": "mean"}
     ),
     MetricCurves(
         "age",
@@ -198,7 +198,7 @@ def _by_source(
 
 
 def _held_out(run: RunHistory) -> Iterator[Picture]:
-    """Held-out tasks by source: the share that is right, or the reward where nothing says so."""
+    """Held-out tasks by source: the share that is right, or the reward where none is verified."""
     for key, unit in (("pass_rate", "share that is right"), ("reward", "reward")):
         points: dict[str, list[tuple[float, float]]] = {}
         for row in run.evaluations:
@@ -254,7 +254,7 @@ def _curves(columns: Mapping[str, np.ndarray], asked: MetricCurves) -> Iterator[
 
 
 def _time(run: RunHistory) -> Iterator[Picture]:
-    """What each batch of rollouts and its updates took, as shares of both together."""
+    """Time of each batch of rollouts and of its updates, by purpose, as shares of their sum."""
     seconds = seconds_by_kind(run)
     if not seconds:
         return
@@ -273,7 +273,7 @@ def _time(run: RunHistory) -> Iterator[Picture]:
 
 
 def seconds_by_kind(run: RunHistory) -> dict[str, np.ndarray]:
-    """Seconds of each batch of rollouts, by what they were spent on; `update`: of its updates."""
+    """Seconds of each batch of rollouts, by purpose; `update`: of its updates."""
     prefix = "seconds/"
     kinds = {n.removeprefix(prefix): c for n, c in run.rollouts.items() if n.startswith(prefix)}
     if not kinds:

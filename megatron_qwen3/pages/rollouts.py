@@ -1,4 +1,4 @@
-"""What a report says of a run whose model samples answers, beside its pictures.
+"""Reports on a run whose model samples answers, beside its pictures.
 
     rows = source_rows(run)                        # a table for a terminal, too
     body = sections(run, KeptRollouts(samples.newest(folder, 8), hacking.report(folder)))
@@ -30,8 +30,8 @@ KEPT = (
 
 
 class KeptRollouts(NamedTuple):
-    """What lies in a run's folder besides its metrics. samples: answers of the newest batches;
-    hacking: what `rewards/hacking.py` reports."""
+    """Files in a run's folder besides its metrics. samples: answers of the newest batches;
+    hacking: the report of `rewards/hacking.py`."""
 
     samples: Sequence[KeptAnswer]
     hacking: Mapping[str, Any]
@@ -70,9 +70,9 @@ def sections(run: RunHistory, kept: KeptRollouts, name: str = "") -> list[Markup
 
 
 def source_rows(run: RunHistory) -> list[list[str]]:
-    """Of each source and mode, below the headers, what its first and its last answers got: means of
-    the first and of the last tenth of the batches."""
-    # What is not rewarded, as in distillation, has lengths all the same.
+    """Of each source and mode, below the headers, its first and its last answers: means over the
+    first and the last tenth of the batches."""
+    # Sources without rewards, as in distillation, have lengths all the same.
     names = [name.removeprefix("length/") for name in run.rollouts if name.startswith("length/")]
     header = ["source", "mode"]
     for label in _OF_SOURCES.values():
@@ -89,7 +89,7 @@ def source_rows(run: RunHistory) -> list[list[str]]:
 
 
 def time_rows(run: RunHistory) -> list[list[str]]:
-    """What the batches and their updates took, by what it was spent on."""
+    """Time of the batches and of their updates, by purpose."""
     lines = [["spent on", "time", "share"]]
     seconds = {name: float(spent.sum()) for name, spent in seconds_by_kind(run).items()}
     total = sum(seconds.values())
@@ -116,12 +116,12 @@ def examples(samples: Sequence[KeptAnswer]) -> dict[str, list[KeptAnswer]]:
 
 
 def belongs_to_rewards(run: RunHistory) -> bool:
-    """Whether its answers are rewarded: those of distillation are not."""
+    """Whether its answers have rewards: those of distillation have none."""
     return "reward" in run.rollouts
 
 
 def suspects(found: Mapping[str, Any]) -> dict[str, list[KeptAnswer]]:
-    """The answers that the report on hacking wants to be read, by why."""
+    """The answers that a person should read according to the report on hacking, by reason."""
     by_why: dict[str, list[KeptAnswer]] = {}
     for row in found["samples"]:
         with contextlib.suppress(ValueError):  # a line that somebody changed

@@ -1,4 +1,4 @@
-"""A setting of a run that is over, by its names: said(run, "rl", "entropy", "low")."""
+"""Looks up a setting of a run that is over, by its names: said(run, "rl", "entropy", "low")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_qwen3.training.history import RunHistory
 
 
 def said(run: RunHistory, *names: str) -> Any:
-    """The value that the run's config.toml has; "" where that is not known."""
+    """The value in the run's config.toml; "" where that is not known."""
     with contextlib.suppress(ConfigError, AttributeError):  # no TOML, or no table
         found: Any = parse(run.config_text, run.name, "a run's settings")
         for name in names:

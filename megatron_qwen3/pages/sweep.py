@@ -1,4 +1,4 @@
-"""The page about a scaling study: its pictures, and where they and the tables stand."""
+"""Writes the page about a scaling study: its pictures, and the places of these and the tables."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A scaling study as tables for a terminal and a page, and as JSON."""
+"""Formats a scaling study as tables for a terminal and a page, and as JSON."""
 
 import dataclasses
 import math
@@ -65,7 +65,7 @@ def law_rows(curves: Sequence[Curve]) -> Rows:
 
 
 def machine_lines(machine: dict[str, Any], curves: Sequence[Curve]) -> list[str]:
-    """What the points ran on, and what that means for the curves."""
+    """Lines on the machine of the points, and on its limits."""
     if not machine:
         return []
     largest = max(row.case.gpus for curve in curves for row in curve.rows)
@@ -76,7 +76,7 @@ def machine_lines(machine: dict[str, Any], curves: Sequence[Curve]) -> list[str]
     if largest > machine["cores"]:
         lines.append(
             f"Up to {largest} ranks shared {machine['cores']} cores: beyond {machine['cores']} "
-            "ranks the curves show cores being shared, not what communication costs."
+            "ranks the curves show cores being shared, not the cost of communication."
         )
     return lines
 

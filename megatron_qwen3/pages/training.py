@@ -1,4 +1,4 @@
-"""The page about a training, and its table for a terminal: a line for each stage.
+"""Writes the page about a training, and its table for a terminal: a line for each stage.
 
     table = stage_rows(runs)
     write_report(runs, Path("report.html"))
@@ -86,7 +86,7 @@ def held_out_rows(runs: Sequence[RunHistory]) -> tuple[list[tuple[str, int]], li
 def write_report(runs: Sequence[RunHistory], out: Path, kept: KeptOf | None = None) -> None:
     """Write the page to `out` and its pictures as PNG to the folder of the same name.
 
-    kept: what lies in the folders of runs that sample answers, by their places among the runs.
+    kept: files in the folders of runs that sample answers, by their places among the runs.
     """
     from megatron_qwen3.pages.training_pictures import draw_all  # matplotlib loads slowly
 

@@ -1,4 +1,4 @@
-"""The pictures of a training report, drawn with matplotlib.
+"""Draws the pictures of a training report with matplotlib.
 
 `draw_all(runs)` gives one `Picture` per question that a person asks of a training: the stages stand
 one after another over the tokens trained on.
@@ -139,7 +139,7 @@ def _held_out_curves(
 
 
 def _loss_of(run: RunHistory) -> str:
-    """What the run trains, by its settings."""
+    """The kind of loss that the run trains, by its settings."""
     mode = said(run, "run", "mode")
     if mode in _LOSSES:
         return _LOSSES[mode]

@@ -1,4 +1,4 @@
-"""The picture of a validation: predicted over published, and how the errors are spread."""
+"""Draws a validation: predicted over published, and the spread of the errors."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""How the ranks share one model: `layout.py` counts them, `runtime.py` sets them up."""
+"""Parallelism: `layout.py` computes the sizes of groups, `runtime.py` sets them up."""

@@ -1,12 +1,12 @@
-"""run.deterministic: repeated on the same GPUs, in the same layout, a run has the same bits.
+"""run.deterministic: a run repeated on the same GPUs, in the same layout, has the same bits.
 
-    check(config)      # ConfigError where the environment says otherwise, before any rank starts
+    check(config)      # ConfigError where the environment forbids it, before any rank starts
     begin(config)      # before the first kernel and the first communication
 
 A GPU's fastest kernels add up in an order that changes from run to run: attention's gradient,
-cuBLAS's products with a workspace for each stream, NCCL's sums inside the switch. Torch knows other
-ones, and raises where it has none, which `failures.py` tells. On a CPU, with as many threads, runs
-have the same bits anyway.
+cuBLAS's products with a workspace for each stream, NCCL's sums inside the switch. Torch has
+repeatable ones, and raises where it lacks one, which `failures.py` explains. On a CPU, with the
+same number of threads, runs have the same bits anyway.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 
 from megatron_qwen3.settings import Config, ConfigError
 
-# The first choice is taken where nothing is set. Sources: cuBLAS's documentation, section 2.1.4,
+# The first value is set by default. Sources: cuBLAS's documentation, section 2.1.4,
 # results reproducibility; Transformer Engine's of its variables; the choices of Megatron-LM's
 # --deterministic-mode.
 _ENVIRONMENT = {
@@ -26,7 +26,7 @@ _ENVIRONMENT = {
 
 
 def check(config: Config) -> None:
-    """ConfigError where a variable of the environment leaves room for other bits."""
+    """ConfigError where a variable of the environment would allow other bits."""
     if not config.run.deterministic:
         return
     for name, choices in _ENVIRONMENT.items():
@@ -38,12 +38,12 @@ def check(config: Config) -> None:
 
 
 def begin(config: Config) -> None:
-    """Let torch, cuBLAS and NCCL take what is repeatable, in this process, for good."""
+    """Select repeatable kernels of torch, cuBLAS and NCCL in this process, for good."""
     if not config.run.deterministic:
         return
     for name, choices in _ENVIRONMENT.items():
         os.environ.setdefault(name, choices[0])
     torch.use_deterministic_algorithms(True)  # fused attention's gradient follows it
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    # It would fill all new memory, for those who read what they never wrote.
+    # It would fill all new memory, to expose code that reads memory before writing it.
     torch.utils.deterministic.fill_uninitialized_memory = False

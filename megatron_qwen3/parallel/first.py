@@ -1,7 +1,7 @@
-"""What one rank finds out for all: `asks = of_first(lambda: asker.draw(32))`.
+"""Computes a value on the first rank for all: `asks = of_first(lambda: asker.draw(32))`.
 
-All ranks call it; the first one alone makes the value, and all get it, or its error. So files are
-read and endpoints asked once, and a fault there leaves no rank waiting for another.
+All ranks call it; only the first computes the value, and all get it, or its error. So files are
+read and endpoints asked once, and an error there leaves no rank waiting for another.
 """
 
 import pickle
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, on all of them; what it raises is raised on all."""
+    """`make()` of the first rank, on all; its exception is raised on all."""
     told: list[Any] = [None, None]
     fault: Exception | None = None
     if dist.get_rank() == 0:
@@ -31,7 +31,7 @@ def of_first(make: Callable[[], T]) -> T:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says it, where it cannot be sent to other processes."""
+    """The error, or one with its text where it cannot be sent to other processes."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,12 +1,12 @@
-"""FP8 for megatron-core: what its configurations are told, and whether this machine has what it
-takes.
+"""FP8 in megatron-core: arguments for its configurations, and the check of this machine.
+
 
     check(config)                             # before any rank joins; ConfigError
     TransformerConfig(…, **of_model(config))
     DistributedDataParallelConfig(…, **of_gradients(config))
     OptimizerConfig(…, **of_optimizer(config))
 
-The meaning of the settings is in `settings_fp8.py`, what goes together in `validate_fp8.py`.
+`settings_fp8.py` explains the settings, `validate_fp8.py` their combinations.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_fp8 import chip_faults
 
 _PACKAGE = "transformer_engine"
-# The first release of Transformer Engine that has a recipe, as megatron-core asks for it.
+# The first release of Transformer Engine with a recipe in the form that megatron-core uses.
 _LEAST_ENGINE = {
-    "delayed": "1.11",  # whose grouped products have FP8
+    "delayed": "1.11",  # the first with grouped products in FP8
     "mxfp8": "2.1",
     "tensorwise": "2.2",
     "blockwise": "2.3",
@@ -33,16 +33,16 @@ _LEAST_CUDA = {"blockwise": "12.9"}
 
 
 def check(config: Config) -> None:
-    """ConfigError where this machine's chip, or what is installed, has no products of the recipe.
+    """ConfigError where this machine's chip, or its software, lacks products of the recipe.
 
-    What a CPU has of Transformer Engine is for tests; it is asked neither for its chip nor CUDA.
+    On a CPU, where Transformer Engine is only for tests, chip and CUDA are not checked.
     """
     if config.fp8.is_on and (found := list(_faults(config))):
         raise ConfigError("\n".join(found))
 
 
 def of_model(config: Config) -> dict[str, object]:
-    """For megatron-core's TransformerConfig; nothing where products are in bf16."""
+    """Arguments for megatron-core's TransformerConfig; {} where products are in bf16."""
     fp8 = config.fp8
     if not fp8.is_on:
         return {}
@@ -69,12 +69,12 @@ def of_model(config: Config) -> dict[str, object]:
 
 
 def of_gradients(config: Config) -> dict[str, object]:
-    """For megatron-core's DistributedDataParallelConfig."""
+    """Arguments for megatron-core's DistributedDataParallelConfig."""
     return {"fp8_param_gather": True} if config.fp8.gather else {}
 
 
 def of_optimizer(config: Config) -> dict[str, object]:
-    """For megatron-core's OptimizerConfig, which asks for it where weights are kept in FP8."""
+    """Arguments for megatron-core's OptimizerConfig, needed where weights are kept in FP8."""
     return {"fp8_recipe": config.fp8.recipe} if config.fp8.gather else {}
 
 

@@ -1,11 +1,11 @@
-"""The process groups of one layout, of which a process may have several.
+"""The process groups of one layout; a process may have several layouts.
 
     groups = ProcessGroups.make(layout, timeout)     # all ranks call it; the first is the run's
-    with groups.current():                    # megatron-core's own questions get these answers
+    with groups.current():                    # megatron-core's own variables have these groups
         ...
 
-megatron-core takes a collection of groups nearly everywhere, and asks `parallel_state`, one set of
-variables of the whole process, in the rest. So a model of another layout than the run's swaps them
+megatron-core takes a collection of groups nearly everywhere; elsewhere it reads `parallel_state`,
+one set of variables for the whole process. So a model of another layout than the run's swaps these
 while it is built and while it computes.
 """
 
@@ -33,14 +33,14 @@ _NONE_YET = _variables()
 
 @dataclass(frozen=True)
 class ProcessGroups:
-    """ranks: by what they share, as megatron-core names it (tp, pp, dp_cp, …)."""
+    """ranks: process groups under megatron-core's names (tp, pp, dp_cp, …)."""
 
     ranks: ProcessGroupCollection
     variables: Mapping[str, Any]
 
     @classmethod
     def make(cls, layout: Layout, timeout: timedelta) -> "ProcessGroups":
-        """New groups of all ranks; they become megatron-core's own where it has none yet."""
+        """New groups of all ranks; they become megatron-core's own if it has none yet."""
         others = _variables() if parallel_state.model_parallel_is_initialized() else None
         vars(parallel_state).update(_NONE_YET)
         try:
@@ -61,12 +61,12 @@ class ProcessGroups:
 
     @classmethod
     def of_run(cls) -> "ProcessGroups":
-        """Those that megatron-core has: the run's."""
+        """The run's groups, which megatron-core holds."""
         return cls(ProcessGroupCollection.use_mpu_process_groups(), _variables())
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within, megatron-core has these groups."""
+        """Within, megatron-core uses these groups."""
         others = _variables()
         vars(parallel_state).update(self.variables)
         try:

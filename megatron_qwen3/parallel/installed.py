@@ -1,11 +1,11 @@
-"""What settings ask for beyond torch and megatron-core, and the command that installs it.
+"""Checks packages that settings need beyond torch and megatron-core, with install commands.
 
     check(config)       # ConfigError before any rank starts
-    release("apex")     # "" where it is not there
+    release("apex")     # "" where it is missing
     older_than("transformer_engine", "2.2")
 
-A package counts as installed where what is needed of it can be imported: megatron-core itself looks
-no closer, and some of it fails in the middle of the first step.
+A package counts as installed if its needed part can be imported: megatron-core itself looks no
+closer, and some packages then fail in the middle of the first step.
 """
 
 import importlib
@@ -19,9 +19,9 @@ from megatron_qwen3.settings import Config, ConfigError
 
 
 class Package(NamedTuple):
-    """name: for people; module and attribute: what must be there; command: that installs it.
+    """name: in texts; module and attribute: must be importable; command: installs it.
 
-    kernels: the compiled module that it looks for only when it is called; else empty.
+    kernels: the compiled module that it imports only when called; else "".
     """
 
     name: str
@@ -57,13 +57,13 @@ PACKAGES: Final = {
 
 
 def check(config: Config) -> None:
-    """ConfigError with a line for each package that a setting asks for and that is not there."""
+    """ConfigError with a line for each missing package that a setting needs."""
     if text := "\n".join(_faults(config)):
         raise ConfigError(text)
 
 
 def release(package: str) -> str:
-    """Of a package that can be imported; UNKNOWN where nothing says it, "" without the package."""
+    """The release of an importable package; UNKNOWN without a version, "" without the package."""
     if util.find_spec(package) is None:
         return ""
     try:
@@ -73,14 +73,14 @@ def release(package: str) -> str:
 
 
 def older_than(package: str, least: str) -> str:
-    """The release of a package that is here, where it is older; else "", as where none is told."""
+    """The installed release if it is older than `least`; else "", also if it is unknown."""
     found = release(package)
     is_known = found and found != UNKNOWN
     return found if is_known and Version(found) < Version(least) else ""
 
 
 def fault(setting: str, name: str) -> str:
-    """What is wrong where `setting` needs a package of PACKAGES; empty where it is there."""
+    """The fault where `setting` needs a package of PACKAGES; "" if it is installed."""
     package = PACKAGES[name]
     try:
         module = importlib.import_module(package.module)
@@ -106,7 +106,7 @@ def asked(config: Config) -> dict[str, str]:
     for name in ("first_moment", "second_moment"):
         if getattr(optim, name) == "bf16":
             found[f'optim.{name} = "bf16"'] = "te"
-    if optim.offload:  # megatron-core asks for its version, and fails where there is none
+    if optim.offload:  # megatron-core reads its version, and fails without one
         found[f"optim.offload = {optim.offload:g}"] = "te"
     if config.overlap.tensor:
         found["overlap.tensor = true"] = "te_buffers"

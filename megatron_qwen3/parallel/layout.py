@@ -1,10 +1,10 @@
-"""How many ranks do what: the sizes of all parallel groups, from configuration and world size.
+"""The sizes of all parallel groups, from configuration and world size.
 
     layout = Layout.of(config, world_size=64)
 
 Pure arithmetic without torch, so that a laptop can plan a cluster; `runtime.py` builds the groups.
-Attention sees the ranks of a pipeline stage as tensor * context * data, the experts of a sparse
-layer see the same ranks as expert_tensor * expert * expert_data.
+For attention the ranks of a pipeline stage are tensor * context * data, for the experts of a sparse
+layer the same ranks are expert_tensor * expert * expert_data.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _BF16 = Fp8Config()
 class Layout:
     """Sizes of the parallel groups.
 
-    data             ranks that hold the same dense weights and see different samples
+    data             ranks that hold the same dense weights and train different samples
     expert_data      ranks that hold the same experts
     micro_batches    forward passes of one rank in one optimizer step
     stage_layers     layers of each pipeline stage in model order; chunk c of pipeline rank r is
@@ -65,9 +65,9 @@ class Layout:
 
     @property
     def data_ranks_share_experts(self) -> bool:
-        """Whether ranks that split the experts of a layer are of several data ranks.
+        """Whether the experts of a layer are split over several data ranks.
 
-        Both are neighbours: a data rank's tensor ranks, and those that hold all experts together.
+        Ranks are neighbours in both: a data rank's tensor ranks, and those that share all experts.
         """
         return self.tensor * self.context % (self.expert * self.expert_tensor) != 0
 
@@ -79,10 +79,10 @@ class Layout:
 
 
 def row_unit(p: ParallelConfig, fp8: Fp8Config = _BF16) -> tuple[int, str]:
-    """What the length of a row must be a multiple of, and the settings that want it.
+    """The factor that the length of a row must have, and the settings that require it.
 
-    A row is cut into two pieces per context rank, and tensor ranks share what one of these has.
-    Products in FP8 want a multiple of their unit of it, and of fewer where tensor ranks share it.
+    A row is cut into two pieces per context rank, and tensor ranks share each rank's part. Products
+    in FP8 need a multiple of their unit, and tensor ranks that share rows a smaller one.
     """
     unit, settings = 1, []
     shares = p.tensor if p.sequence else 1
@@ -98,7 +98,7 @@ def row_unit(p: ParallelConfig, fp8: Fp8Config = _BF16) -> tuple[int, str]:
 
 
 def smallest_world(p: ParallelConfig) -> int:
-    """The fewest ranks that can be laid out so; every world is a multiple of them."""
+    """The fewest ranks for this layout; every world size is a multiple of it."""
     return p.pipeline * math.lcm(p.tensor * p.context, p.expert * p.expert_tensor)
 
 
@@ -115,13 +115,13 @@ def even_stages(layers: int, stages: int) -> tuple[int, ...]:
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """`ConfigError` when `world_size` ranks cannot be laid out as the configuration asks."""
+    """ConfigError where the configuration's layout is impossible on `world_size` ranks."""
     if text := "\n".join(world_size_faults(config, world_size)):
         raise ConfigError(text)
 
 
 def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
-    """Why `world_size` ranks cannot hold the layout, and which numbers near it can."""
+    """Why the layout is impossible on `world_size` ranks, and possible numbers near it."""
     p = config.parallel
     dense = p.tensor * p.pipeline * p.context
     sparse = p.expert * p.expert_tensor * p.pipeline
@@ -141,7 +141,7 @@ def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
 def _batch_faults(config: Config, data: int) -> Iterator[str]:
     train, p = config.train, config.parallel
     if belongs("rollouts", config.run.mode):
-        return  # the rows of an update are as many as its rollouts fill
+        return  # the rollouts decide the number of rows of an update
     unit = train.micro_batch * data
     product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data} = {unit}"
     if p.virtual_pipeline > 1:

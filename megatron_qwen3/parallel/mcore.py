@@ -1,4 +1,4 @@
-"""What we use of megatron-core, importable on a CPU too.
+"""The parts of megatron-core that we use, importable even on a CPU.
 
     from megatron_qwen3.parallel.mcore import GPTModel, parallel_state
 

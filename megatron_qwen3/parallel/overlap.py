@@ -1,13 +1,13 @@
-"""Overlap of communication for megatron-core: what its configurations are told, and what it leaves
-to whoever trains.
+"""Overlap of communication: arguments for megatron-core's configurations, and further set-up.
+
 
     check(config)                             # before any rank joins; ConfigError
     TransformerConfig(…, **of_model(config))
     DistributedDataParallelConfig(…, **of_gradients(config))
-    begin(config, layout)                     # once the process groups are there, before the model
+    begin(config, layout)                     # after the process groups, before the model
 
-README.md beside this file says of each setting what it does and when it pays, `validate_overlap.py`
-what goes together.
+README.md beside this file explains each setting's effect and when it pays, `validate_overlap.py`
+their combinations.
 """
 
 import importlib
@@ -25,12 +25,13 @@ from megatron_qwen3.parallel.mcore import TransformerConfig, TransformerLayer, t
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_overlap import cpu_faults, multicast_faults
 
-# torch reads either; a segment that grows cannot be shown to NCCL.
+# torch reads either; NCCL cannot register a segment that grows.
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _GROWS = "expandable_segments:True"
-# Transformer Engine from 2.10 on sends weights to the host, too, unless its older code is asked.
+# Transformer Engine from 2.10 on sends weights to the host, too, unless told to use older code.
 OLD_OFFLOAD = "NVTE_CPU_OFFLOAD_V1"
-# NCCL registers the buffers that a graph's collectives use, which memory that grows cannot bear.
+# NCCL registers the buffers that a graph's collectives use, which is impossible for memory that
+# grows.
 GRAPH_BUFFERS = "NCCL_GRAPH_REGISTER"
 # megatron-core 0.19 has another name for it.
 _GRAPHED = next(
@@ -41,7 +42,7 @@ _GRAPHED = next(
 
 
 def check(config: Config) -> None:
-    """ConfigError where this machine, or what is installed on it, cannot do what is asked."""
+    """ConfigError where this machine, or its software, does not support the settings."""
     if not torch.cuda.is_available() and (faults := [*cpu_faults(config, "torch sees none")]):
         raise ConfigError("\n".join(faults))
     installed.check(config)
@@ -50,7 +51,7 @@ def check(config: Config) -> None:
 
 
 def of_model(config: Config) -> dict[str, object]:
-    """For megatron-core's TransformerConfig."""
+    """Arguments for megatron-core's TransformerConfig."""
     overlap = config.overlap
     told: dict[str, object] = {}
     if overlap.tensor:
@@ -71,7 +72,7 @@ def of_model(config: Config) -> dict[str, object]:
 
 
 def of_gradients(config: Config) -> dict[str, object]:
-    """For megatron-core's DistributedDataParallelConfig."""
+    """Arguments for megatron-core's DistributedDataParallelConfig."""
     overlap = config.overlap
     return {
         "nccl_ub": overlap.nccl_buffers,
@@ -80,9 +81,9 @@ def of_gradients(config: Config) -> dict[str, object]:
 
 
 def begin(config: Config, layout: Layout) -> None:
-    """Have what Transformer Engine's layers ask for while they are made: with overlap.tensor its
-    buffers, of a micro-batch of full rows, which all ranks make together; with overlap.cuda_graphs
-    its random states, which graphs can hold, and megatron-core's not."""
+    """Set up state that Transformer Engine's layers read when they are made: with overlap.tensor
+    its buffers, for a micro-batch of full rows, which all ranks make together; with
+    overlap.cuda_graphs its random states, which graphs can hold, unlike megatron-core's."""
     if config.overlap.cuda_graphs:
         tensor_parallel.model_parallel_cuda_manual_seed(
             config.run.seed, te_rng_tracker=True, force_reset_rng=True
@@ -108,7 +109,7 @@ def begin(config: Config, layout: Layout) -> None:
 
 
 def _buffer_faults(config: Config) -> Iterator[str]:
-    """What Transformer Engine raises itself, when the ranks have met."""
+    """Faults that Transformer Engine would raise only once the ranks have met."""
     if config.overlap.tensor and torch.cuda.is_available():
         kernels = importlib.import_module("transformer_engine_torch")
         able = kernels.device_supports_multicast(launcher.local_rank())

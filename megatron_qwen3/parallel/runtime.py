@@ -43,9 +43,9 @@ def start(config: Config) -> Layout:
 
 
 def patience(config: Config) -> timedelta:
-    """How long a collective waits for its other ranks before torch ends the process.
+    """The time that a collective waits for other ranks before torch ends the process.
 
-    Longer than a hang lasts until `hang.py` has said where each rank stands, for which torch's own
+    Longer than `hang.py` needs to report where each rank is in a hang, for which torch's own
     ten minutes on NCCL are too short. Where nothing is a hang, a year.
     """
     seconds = config.guard.hang_seconds
@@ -59,7 +59,7 @@ def build_groups(config: Config, layout: Layout) -> None:
 
 
 def seed(number: int) -> None:
-    """Seed every random generator of this rank: those of tensor ranks differ where they must.
+    """Seed every random generator of this rank: tensor ranks get different states where needed.
 
     A loop that seeds by its step's number before every step can be resumed at any, in any layout,
     and no checkpoint holds a generator's state.
@@ -75,7 +75,7 @@ def stop() -> None:
 
 
 def _join(timeout: timedelta) -> None:
-    # torch remembers the last collectives; a run that hangs says which it waits for.
+    # torch records the last collectives, so that a hanging run can report its own.
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     options = {"timeout": timeout} | device.take(timeout)
     if "RANK" in os.environ:
@@ -87,7 +87,7 @@ def _join(timeout: timedelta) -> None:
 
 
 def _of_attempt(store: dist.Store) -> dist.Store:
-    """The launcher's store, without what the ranks before a restart left in it.
+    """The launcher's store, apart from entries that ranks left before a restart.
 
     torchrun starts killed ranks again with the same store, and a rank that reads the address of
     its neighbour's predecessor waits for ever. Nodes may count restarts differently: with several

@@ -1,4 +1,4 @@
-"""How far predictions are from published measurements, in groups.
+"""Errors of predictions against published measurements, in groups.
 
 comparisons = compare(published.read("published_perf.csv"), constants)
 groups(comparisons)["all"].median
@@ -22,14 +22,14 @@ class ComparedRun:
 
     @property
     def error(self) -> float | None:
-        """Of the step time."""
+        """Error of the step time."""
         if self.step_seconds is None or not self.run.seconds:
             return None
         return self.step_seconds / self.run.seconds - 1
 
     @property
     def memory_error(self) -> float | None:
-        """Of the memory peak."""
+        """Error of the memory peak."""
         if self.peak_bytes is None or not self.run.peak_bytes:
             return None
         return self.peak_bytes / self.run.peak_bytes - 1
@@ -37,7 +37,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Errors:
-    """Absolute errors of one group."""
+    """Absolute errors of one group of runs."""
 
     count: int
     median: float
@@ -63,7 +63,7 @@ def _comparison(run: PublishedRun, constants: Mapping[str, float]) -> ComparedRu
 
 
 def groups(comparisons: Sequence[ComparedRun], of_memory: bool = False) -> dict[str, Errors]:
-    """Errors of all, of the tuned, of Qwen3's, by model, GPU, precision."""
+    """Errors of all runs, of tuned ones, of Qwen3's, by model, GPU and precision."""
     found: dict[str, list[float]] = {}
     for one in comparisons:
         error = one.memory_error if of_memory else one.error
@@ -99,7 +99,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def sort_key(one: ComparedRun) -> tuple[str, str, str, str]:
-    """Order of a table: what is alike stands together."""
+    """Sort key that puts similar rows of a table together."""
     run = one.run
     name = run.job.model.name if run.job else run.model
     return (name, run.gpu, run.precision, run.row_id)

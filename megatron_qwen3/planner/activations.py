@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass: bytes per position, part by part.
+"""Activations that the forward pass saves for backward: bytes per position, part by part.
 
     kept = layer_bytes(job, layer=0)          # of one micro-batch on one rank
 
@@ -13,11 +13,11 @@ import math
 from megatron_qwen3.planner.job import Job
 
 _FP8 = ("fp8", "mxfp8", "nvfp4")
-TILE_BYTES = 256 << 20  # model/tiles.py has it, and a test that both are equal
+TILE_BYTES = 256 << 20  # a test keeps it equal to model/tiles.py's
 
 
 def layer_bytes(job: Job, layer: int) -> float:
-    """Bytes that `layer` keeps of one micro-batch on one rank."""
+    """Bytes that `layer` saves for one micro-batch on one rank."""
     width = job.weight_bytes
     if "layer" in job.recompute:
         return _shared(job) * width * job.model.hidden_size
@@ -32,8 +32,8 @@ def layer_bytes(job: Job, layer: int) -> float:
 
 
 def offloaded_bytes(job: Job, layer: int) -> float:
-    """Of what `layer` keeps, what waits on the host for backward, of one micro-batch; megatron-core
-    leaves tensors of less than a million elements where they are."""
+    """Bytes of `layer`'s activations of one micro-batch that wait on the host; megatron-core leaves
+    tensors of less than a million elements on the device."""
     if layer < job.offload_layers:
         kept = attention_bytes(job) + mlp_bytes(job, layer)
         return kept + _shared(job) * job.weight_bytes * job.model.hidden_size
@@ -42,7 +42,8 @@ def offloaded_bytes(job: Job, layer: int) -> float:
 
 
 def _attention_part_bytes(job: Job) -> dict[str, float]:
-    """The input of the first product with its norm; queries, keys and values; the result."""
+    """Bytes of the first product's input with its norm; of queries, keys and values; of the
+    result."""
     model, width, tokens = job.model, job.weight_bytes, job.micro_batch_tokens / job.layout.tensor
     a, k = model.num_attention_heads * model.head_dim, model.num_query_groups * model.head_dim
     return {
@@ -53,8 +54,8 @@ def _attention_part_bytes(job: Job) -> dict[str, float]:
 
 
 def _part_bytes(job: Job) -> dict[str, float]:
-    """Of a sparse layer: the same; the input of the MLP's norm; rows of experts and their first
-    product."""
+    """Bytes of a sparse layer: attention's parts; the input of the MLP's norm; rows of experts and
+    their first product."""
     model, layout = job.model, job.layout
     rows = job.micro_batch_tokens / layout.tensor * model.experts_per_token * layout.expert_tensor
     inner = model.expert_ffn_hidden_size / layout.expert_tensor
@@ -66,7 +67,7 @@ def _part_bytes(job: Job) -> dict[str, float]:
 
 
 def attention_bytes(job: Job) -> float:
-    """Input and normalised input, queries, keys, values, and what attention returns."""
+    """Input and normalised input, queries, keys, values, and attention's result."""
     model, width, tp = job.model, job.weight_bytes, job.layout.tensor
     tokens, shared = job.micro_batch_tokens, _shared(job)
     heads, h = model.num_attention_heads, model.hidden_size
@@ -76,7 +77,8 @@ def attention_bytes(job: Job) -> float:
     if model.latent_key_value_rank:
         return shared * width * h * input_width + tokens * _latent_bytes(job)
     if job.kernels == "torch":
-        # The product; q, k and v as attention wants them; the result by head and by position, which
+        # The product; q, k and v in attention's memory order; the result by head and by position,
+        # which
         # are one where context ranks share a row.
         inner = 2 * (a + 2 * k) + (2 * a if job.layout.context == 1 else a)
     else:
@@ -86,10 +88,10 @@ def attention_bytes(job: Job) -> float:
 
 
 def exchange_bytes(job: Job) -> float:
-    """What our attention over context ranks takes at its worst, in one layer's backward pass.
+    """The peak of our attention over context ranks, in one layer's backward pass.
 
-    Keys and values of all places, gathered again; their gradients in float32, and once more as
-    they go out to the ranks and come in; beside it those of this rank's queries and of the result.
+    Keys and values of all places, gathered again; their gradients in float32, and copies while they
+    are exchanged; besides, gradients of this rank's queries and of the result.
     """
     if job.layout.context == 1 or not job.gathers_keys:
         return 0.0
@@ -119,7 +121,7 @@ def _latent_bytes(job: Job) -> float:
 
 
 def mlp_bytes(job: Job, layer: int) -> float:
-    """The normalised input of the MLP and all that follows."""
+    """Bytes of the MLP's normalised input and everything after it."""
     model, width = job.model, job.weight_bytes
     shared, h = _shared(job), model.hidden_size
     is_sparse = model.is_sparse(layer)
@@ -135,7 +137,7 @@ def mlp_bytes(job: Job, layer: int) -> float:
 
 
 def expert_bytes(job: Job) -> float:
-    """Rows that came to this rank's experts, and their products; load is taken as even."""
+    """Bytes of rows of this rank's experts, and of their products, under an even load."""
     model, layout = job.model, job.layout
     tokens = job.micro_batch_tokens / layout.tensor
     rows = tokens * model.experts_per_token * layout.expert_tensor
@@ -150,10 +152,10 @@ def expert_bytes(job: Job) -> float:
 
 
 def logits_bytes(job: Job) -> float:
-    """What the loss takes on the last stage: of our own the tiles of logits, and the gradients of
-    what they are products of; of others the logits, and their softmax in float32.
+    """The loss's bytes on the last stage: with our tiles, one tile of logits and the gradients of
+    hidden states and matrix; otherwise the logits, and their softmax in float32.
 
-    A scalar head keeps its input, in float32.
+    A scalar head saves its input, in float32.
     """
     if job.model.scalar_head:
         return 4 * _shared(job) * job.model.hidden_size
@@ -165,10 +167,10 @@ def logits_bytes(job: Job) -> float:
 
 
 def _tile_bytes(job: Job, positions: int, columns: int) -> float:
-    """The gradient of the hidden states; and of one tile the logits, e of each in float32, and the
-    gradient, with a float32 sum of the former where several tiles have a part in it. What autograd
-    is given for a gradient of the matrix comes when all tiles but a single one, which is kept from
-    the forward pass, are gone. See model/tiles.py."""
+    """The gradient of the hidden states; of one tile the logits, e of each in float32, and the
+    gradient; with several tiles, a float32 sum of the hidden states' gradient. The gradient of the
+    matrix for autograd appears after all tiles are gone, except a single one that is kept from the
+    forward pass. See model/tiles.py."""
     hidden, width = job.model.hidden_size, job.weight_bytes
     area = min(positions * columns, TILE_BYTES // 4)
     is_one = area == positions * columns
@@ -180,19 +182,19 @@ def _tile_bytes(job: Job, positions: int, columns: int) -> float:
 
 
 def _shared(job: Job) -> float:
-    """Positions of a micro-batch that this rank holds outside the matrix products."""
+    """Number of a micro-batch's positions that this rank holds outside the matrix products."""
     return job.micro_batch_tokens / job.sequence_ranks
 
 
 def _linear_input(job: Job) -> float:
-    """Bytes of an element that a linear layer keeps of its input; low precision keeps that."""
+    """Bytes per element of the input that a linear layer saves, in its low precision."""
     return 1.0 if job.precision in _FP8 and job.kernels != "torch" else job.weight_bytes
 
 
 def _activation_width(job: Job, kind: str) -> float:
-    """Bytes kept per column of the MLP: gate and up, and what the second matrix reads.
+    """Bytes saved per column of the MLP: gate and up, and the second matrix's input.
 
-    Our experts compute the activation again in backward; Transformer Engine does when asked.
+    Our experts compute the activation again in backward; Transformer Engine does if set so.
     """
     before = (2 if job.model.gated else 1) * job.weight_bytes
     if kind == "moe" and (job.kernels == "torch" or "moe_act" in job.recompute):
@@ -201,7 +203,7 @@ def _activation_width(job: Job, kind: str) -> float:
 
 
 def _router_bytes(job: Job) -> float:
-    """Per position: float32 input (torch), probabilities, choices."""
+    """Bytes per position: float32 input (torch), probabilities, choices."""
     model = job.model
     if job.kernels == "torch":
         copy = 4 * model.hidden_size if job.weight_bytes < 4 else 0

@@ -1,9 +1,9 @@
-"""Does a run fit the machines that SLURM would give it? Asked before the job waits in a queue.
+"""Checks a run against the machines of a SLURM job, before the job waits in a queue.
 
     allocation = Allocation(nodes=4, gpus_per_node=8, nvlink_domain=8, gpu=hardware.load("h100"),
                             time_limit_seconds=86_400, save_seconds=600)
     faults(config, allocation)     why the job would fail or lose its work
-    advice(config, allocation)     what runs, but slower than it need
+    advice(config, allocation)     settings that work, but cost time
 
 Memory and step times are the planner's. Checkpoints are taken to be written at 1 GB/s per node.
 """
@@ -32,13 +32,13 @@ SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moment
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a job asks for.
+    """The machines and time of a job.
 
     nvlink_domain        GPUs that NVLink joins: those of a node, or of a rack
-    server_nodes         of them, the last ones, which have servers of vLLM and no ranks
-    node_servers         servers of each of those
-    gpu                  None where ranks are on CPUs: neither memory nor steps are judged then
-    time_limit_seconds   0 is no limit
+    server_nodes         the last nodes, which have servers of vLLM and no ranks
+    node_servers         servers of each of those nodes
+    gpu                  None where ranks are on CPUs: memory and steps are not checked then
+    time_limit_seconds   0: no limit
     save_seconds         between the signal to save and the time limit
     """
 
@@ -63,7 +63,7 @@ class Allocation:
 
 
 def faults(config: Config, allocation: Allocation) -> list[str]:
-    """One line for each reason why the job would fail, or lose its work."""
+    """One line for each reason for which the job would fail, or lose its work."""
     if wrong := list(_server_faults(config, allocation)) or list(_size_faults(config, allocation)):
         return wrong
     if unable := list(_chip_faults(config, allocation)):
@@ -77,7 +77,7 @@ def faults(config: Config, allocation: Allocation) -> list[str]:
 
 
 def advice(config: Config, allocation: Allocation) -> list[str]:
-    """One line for each thing that works but costs time."""
+    """One line for each setting that works but costs time."""
     p, domain = config.parallel, allocation.nvlink_domain
     experts, rows = p.expert * p.expert_tensor, p.tensor * p.context
     found = []
@@ -100,8 +100,8 @@ def advice(config: Config, allocation: Allocation) -> list[str]:
 
 
 def step_seconds(config: Config, allocation: Allocation) -> float:
-    """What the planner expects a step to take; 0.0 on CPUs, and where answers are sampled, whose
-    lengths nobody knows before."""
+    """The planner's estimate of a step; 0.0 on CPUs, and where answers are sampled, whose lengths
+    are unknown beforehand."""
     if not allocation.gpu or belongs("rollouts", config.run.mode):
         return 0.0
     job = Job.of(config, allocation.world_size)
@@ -109,20 +109,20 @@ def step_seconds(config: Config, allocation: Allocation) -> float:
 
 
 def saving_seconds(config: Config, allocation: Allocation) -> float:
-    """A guess of how long a checkpoint takes to write."""
+    """Estimated seconds to write a checkpoint."""
     saved_bytes = parameter_count(config.model) * SAVED_BYTES_PER_PARAMETER
     return saved_bytes / (allocation.rank_nodes * WRITTEN_BYTES_PER_NODE_SECOND)
 
 
 def state_bytes(config: Config, world_size: int) -> int:
-    """Weights, gradients and optimizer of the rank that has most; activations come on top."""
+    """Bytes of weights, gradients and optimizer on the fullest rank, without activations."""
     job = Job.of(config, world_size)
     states = (State.of(job, rank) for rank in range(job.layout.pipeline))
     return max(s.weight_bytes + s.gradient_bytes + s.optimizer_bytes for s in states)
 
 
 def _server_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    """Of servers of vLLM: where they run, and whether anybody asks them."""
+    """Faults of vLLM servers: their nodes, and whether the run uses them."""
     nodes, rollouts = allocation.server_nodes, config.rollouts
     samples = belongs("rollouts", config.run.mode)
     is_vllm = samples and rollouts.engine == "vllm"
@@ -154,7 +154,7 @@ def _server_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 
 
 def _shared_gpu_faults(config: Config) -> Iterator[str]:
-    """Of servers that the run starts on its first node, whose GPUs the ranks have."""
+    """Faults of servers that the run starts on its first node, where ranks use the GPUs."""
     settings = config.rollouts.vllm
     is_limited = settings.cache_bytes or any(
         option.startswith(_MEMORY_OPTION) for option in settings.options
@@ -184,7 +184,7 @@ def _size_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 
 
 def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
-    """The nearest numbers of nodes, below and above, that hold the layout and the batch."""
+    """The nearest numbers of nodes, below and above, for which layout and batch work."""
 
     kept, asked = allocation.server_nodes, allocation.nodes
 
@@ -197,7 +197,7 @@ def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
 
 
 def _chip_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    """What the GPU has not, or nodes and ranks without any."""
+    """Features that the GPU lacks, or settings for GPUs on nodes without any."""
     gpu, device = allocation.gpu, config.run.device
     if gpu and device != "cpu":
         name, capability = f"{gpu.name} (--gpu)", COMPUTE_CAPABILITY[gpu.generation]
@@ -225,7 +225,8 @@ def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 
 
 def _memory_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    """The planner's verdict, also where run.memory_check only warns: to queue for it costs more."""
+    """The planner's verdict, even where run.memory_check only warns: a queued failure costs
+    more."""
     gpu = allocation.gpu
     if not gpu or config.run.memory_check == "off":
         return

@@ -1,4 +1,4 @@
-"""A transformer as the planner sees it: which matrices a layer has, and how ranks cut them.
+"""A transformer for the planner: the matrices of each layer, and how ranks split them.
 
     architecture = of(config.model)
     architecture.layer_matrices(layer=0)
@@ -48,8 +48,8 @@ class Architecture:
     routed_groups       most groups of experts that a token is sent to (the same, section 2.1.2)
     predicted_layers    multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2)
     sinks               attention has a learned logit of no token in each softmax (GPT-OSS)
-    expert_bias         experts' matrices have biases, and what is between them is clamped (GPT-OSS)
-    scalar_head         the last layer gives one number of each position, as a reward model does
+    expert_bias         experts' matrices have biases, and their activations are clamped (GPT-OSS)
+    scalar_head         the last layer gives one number per position, as a reward model does
     """
 
     name: str
@@ -82,7 +82,7 @@ class Architecture:
 
     @property
     def outputs(self) -> int:
-        """Numbers that the last layer gives of each position."""
+        """Number of outputs of the last layer per position."""
         return 1 if self.scalar_head else self.vocab_size
 
     def is_sparse(self, layer: int) -> bool:
@@ -121,7 +121,7 @@ class Architecture:
         return 6.0 * weights + 12.0 * pairs * width
 
     def _active_weights(self, layer: int) -> int:
-        """Weights of matrices that one token passes; neither router nor norms."""
+        """Weights of matrices that one token uses, without router and norms."""
         matrices = [m for m in self.layer_matrices(layer) if m.inputs > 1 and m.name != "router"]
         return sum(
             m.outputs * m.inputs * (self.experts_per_token if m.experts else 1) for m in matrices
@@ -146,7 +146,7 @@ class Architecture:
 
     @cached_property
     def attention_matrices(self) -> tuple[Matrix, ...]:
-        """Both norms of the layer included: the second stands before the MLP."""
+        """With both norms of the layer, though the second belongs to the MLP."""
         h, d, heads = self.hidden_size, self.head_dim, self.num_attention_heads
         norm = Matrix("input_layernorm", h)
         before_mlp = Matrix("pre_mlp_layernorm", h)
@@ -187,7 +187,7 @@ class Architecture:
 
     @property
     def prediction_matrix(self) -> Matrix:
-        """Brings the hidden state and the next embedding of a predicted layer together."""
+        """The matrix that joins a predicted layer's hidden state and next embedding."""
         return Matrix("prediction", self.hidden_size, 2 * self.hidden_size, "outputs")
 
     @cached_property
@@ -197,7 +197,7 @@ class Architecture:
 
     @cached_property
     def expert_matrices(self) -> tuple[Matrix, ...]:
-        """Router, experts, and the expert that every token passes where there is one."""
+        """Router, experts, and the shared expert, if there is one."""
         h, f, n = self.hidden_size, self.expert_ffn_hidden_size, self.num_experts
         shared = self._mlp("shared_fc", self.shared_ffn_hidden_size)
         return (

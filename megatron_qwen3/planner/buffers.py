@@ -1,4 +1,4 @@
-"""megatron-core's flat buffers: where each weight lies, and which data rank owns which part.
+"""megatron-core's flat buffers: the place of each weight, and the part of each data rank.
 
     buffer = Buffer.of([("linear_qkv", 4096), …], ranks=8, bucket_elements=40_000_000)
     buffer.elements, buffer.owned(rank=3)

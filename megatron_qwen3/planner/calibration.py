@@ -1,4 +1,4 @@
-"""The measured constants of the model of time, with what each means and its plausible range.
+"""The measured constants of the model of time, each with its meaning and plausible range.
 
     constants = load()
 
@@ -82,7 +82,7 @@ def load(path: Path = PATH) -> dict[str, float]:
 
 
 def write(constants: Mapping[str, float], path: Path) -> None:
-    """Four digits of each."""
+    """Write the constants with four digits each."""
     lines = ["# Written by `mq3 study fit`; calibration.py says what each means."]
     lines += ["", "[constants]"]
     lines += [f"{name} = {float(f'{constants[name]:.4g}')!r}" for name in CONSTANTS]

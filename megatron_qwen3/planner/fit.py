@@ -1,12 +1,12 @@
-"""Fit the constants of calibration.py to published runs, and tell what they are worth on others.
+"""Fits the constants of calibration.py to published runs, and predicts runs left out of the fit.
 
     constants = fit(runs)
     comparisons = left_out_in_turn(runs, by=lambda run: run.source)
 
-Minimised is Cauchy's robust loss of log(predicted / published), and beside it each constant's
-squared distance from its prior, on the logarithms of the constants: scipy's least_squares. How far
-predictions are from runs that nothing was fitted to shows where a whole source of runs, or a whole
-kind of GPU, is left out of the fit and then predicted.
+It minimises Cauchy's robust loss of log(predicted / published) plus each constant's squared
+distance from its prior, over the logarithms of the constants, with scipy's least_squares. The error
+on new runs is estimated by leaving out a whole source of runs, or a whole kind of GPU, and
+predicting it.
 """
 
 import math
@@ -22,8 +22,8 @@ from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
 
 _PRIOR = 0.02  # weight of a constant's distance from its prior against one run's residual
-_ROBUST = 0.15  # residuals beyond it count less and less: rows that no constant explains
-_MOVE = 1e-3  # of a logarithm, for slopes
+_ROBUST = 0.15  # larger residuals count less and less: rows that no constant explains
+_MOVE = 1e-3  # step of a logarithm, for slopes
 _EVALUATIONS = 25
 
 
@@ -31,7 +31,7 @@ def fit(runs: Sequence[PublishedRun], report: Callable[[str], None] = print) -> 
     """Constants for which `runs` are predicted best; the search begins at the priors, so that
     nothing but `runs` and what was expected is in them.
 
-    Untuned runs, which say little about what can be had, count a tenth; Qwen3's count threefold.
+    Untuned runs, which say little about reachable speed, count a tenth; Qwen3's count threefold.
     """
     names = list(CONSTANTS)
     priors = np.log([CONSTANTS[name]["prior"] for name in names])
@@ -76,7 +76,7 @@ def left_out_in_turn(
     by: Callable[[PublishedRun], str],
     report: Callable[[str], None] = print,
 ) -> list[ComparedRun]:
-    """Every run as constants predict it that were fitted to all others but those of its group."""
+    """Every run, predicted with constants that were fitted without its group."""
     found = []
     for name in sorted({by(run) for run in runs}):
         report(f"without {name}")
@@ -90,7 +90,7 @@ def left_out_in_turn(
 
 
 class _Read(dict[str, float]):
-    """Constants that know which of them were read."""
+    """Constants that record which of them were read."""
 
     def __init__(self, constants: Mapping[str, float]) -> None:
         super().__init__(constants)
@@ -116,7 +116,7 @@ def _log_seconds(run: PublishedRun, constants: Mapping[str, float]) -> float:
 
 
 def _slopes(run: PublishedRun, names: Sequence[str], x: np.ndarray) -> np.ndarray:
-    """Of one run by each constant; those that pricing it never reads have none."""
+    """Slopes of one run by each constant; 0 for constants that its price never reads."""
     read = _Read(_constants(names, x))
     here = _log_seconds(run, read)
     slopes = np.zeros(len(names))

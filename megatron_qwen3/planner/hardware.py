@@ -1,7 +1,7 @@
 """GPUs and how they are connected, read from TOML.
 
     cluster = load("h100")            # one of planner/hardware/*.toml
-    cluster = load("my_cluster.toml") # your own; `base` takes over what it does not set
+    cluster = load("my_cluster.toml") # your own; `base` sets all values that it leaves out
 
 Units are those of data sheets: GB and TFLOP are powers of ten, rates are per direction and GPU.
 """
@@ -15,14 +15,14 @@ from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.toml import as_kind, check_keys, did_you_mean, read_toml
 
 FOLDER: Final = Path(__file__).parent / "hardware"
-# Of the generations' chips for servers, the least.
+# The least of a generation's server chips.
 COMPUTE_CAPABILITY: Final = {"ampere": (8, 0), "hopper": (9, 0), "blackwell": (10, 0)}
 # Between a GPU and its host, per direction: PCIe x16 (5; with Milan 4) and NVLink-C2C at about 80 %
 # of their data sheets; and a rank's share of the host's memory: two sockets for eight GPUs, Grace
 # for one or two.
 HOST_LINK_GB_PER_S: Final = {"x86": 50.0, "milan": 25.0, "grace": 360.0}
 HOST_MEMORY_GB_PER_S: Final = {"x86": 60.0, "milan": 40.0, "grace": 200.0}
-# What the products of a precision are computed in.
+# The arithmetic of a precision's products.
 _ARITHMETIC: Final = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 
 
@@ -81,7 +81,7 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str) -> Cluster:
-    """A cluster by name or TOML file; ConfigError says what is missing or unknown."""
+    """A cluster by name or TOML file; ConfigError names missing or unknown entries."""
     values = _read(name_or_path)
     if missing := sorted(_KINDS.keys() - values):
         raise ConfigError(
@@ -111,7 +111,7 @@ def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = {name: as_kind(value, kinds[name], path, name) for name, value in found.items()}
     base = values.pop("base", "")
     if base.endswith(".toml"):
-        base = str(path.parent / base)  # as it is seen from the file that names it
+        base = str(path.parent / base)  # relative to the file that names it
     return _read(base, (*below, path.resolve())) | values if base else values
 
 
@@ -127,7 +127,7 @@ def _check(cluster: Cluster, where: str) -> None:
                 f'{where}: {name} = "{getattr(cluster, name)}" is not one of {", ".join(valid)}'
             )
     check_keys(cluster.dense_tflops, sorted({*_ARITHMETIC.values()}), where, "dense_tflops")
-    for name in ("bf16", "fp32"):  # of the router: every model needs both
+    for name in ("bf16", "fp32"):  # every model needs both: the router uses fp32
         if name not in cluster.dense_tflops:
             raise ConfigError(f"{where}: dense_tflops.{name} missing")
     numbers = {name: getattr(cluster, name) for name in _KINDS if _KINDS[name] in (int, float)}

@@ -2,8 +2,8 @@
 
     job = Job.of(config, world_size=256)
 
-A job of ours comes from a configuration; the search and published runs make theirs field by field,
-and may ask for what the trainer does not have.
+A job of ours is made from a configuration; the search and published runs make theirs field by
+field, and may have features that the trainer lacks.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_fp8 import ARITHMETIC, Fp8Config
 
 _BF16 = Fp8Config()
-# What `parallel.recompute` stands for: parts of a layer that backward computes again.
+# Values of `parallel.recompute`: the parts of a layer that backward computes again.
 RECOMPUTED = {
     "none": frozenset[str](),
     "selective": frozenset({"mlp"}),
@@ -28,15 +28,15 @@ class Job:
     """A model in a layout, with its batch.
 
     precision             of the matrix products: bf16, fp32, fp8, mxfp8, nvfp4
-    fp8                   how our trainer computes in that precision, where it is below bf16
+    fp8                   settings of our trainer for a precision below bf16
     kernels               of layers: "torch", ours, or "transformer_engine"
-    tiled_logits          the loss takes logits tile by tile, as ours does and others did not
+    tiled_logits          the loss computes logits tile by tile; ours only
     gradient_bytes        of one gradient: 4, or 2 where gradients are reduced in bf16
     moment_bytes          of Adam's two moments of a weight: 8, or less where one is bf16
-    offload               share of the optimizer that the host's memory keeps and its CPU updates
+    offload               share of the optimizer in the host's memory, which its CPU updates
     offload_overlap       the CPU updates weights while others are copied
     offload_parts         parts of layers whose activations wait on the host, as overlap has them
-    offload_layers        first layers all of whose activations do
+    offload_layers        first layers whose activations all wait there
     user_buffers          tensor ranks send from buffers of Transformer Engine's
     recompute             parts of a layer: layer, mlp, moe, layernorm, moe_act, core_attn,
                           mla_up_proj
@@ -48,7 +48,7 @@ class Job:
     dispatcher            of tokens to experts: alltoall, or fused kernels: deepep, hybridep
     overlap_exchange      the exchange of one micro-batch runs beside another's computation
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
-    graph_parts           of layers, what our trainer captures, as overlap.cuda_graphs has them
+    graph_parts           parts of layers that our trainer captures, as in overlap.cuda_graphs
     force_balanced        the router is forced to an even load, as in benchmarks
     capacity              rows to which an expert's are cut and filled up, in units of an even load;
                           0: none is dropped (Switch Transformer, arXiv 2101.03961)
@@ -56,8 +56,8 @@ class Job:
     fused_experts         products, activation and casts of experts run as few fused kernels
     fused_permutation     rows are sorted by one kernel; before 2026 NCCL's exchange took many
     fp8_attention         attention's products in FP8
-    dropout               masks are kept; Qwen3 has none
-    fused_attention       nothing of size S² is kept
+    dropout               masks are saved; Qwen3 has none
+    fused_attention       no tensor of size S² is saved
     early_software        the first releases for a chip, whose kernels are not yet tuned
     """
 
@@ -101,7 +101,7 @@ class Job:
         """The job of a validated configuration; ConfigError if `world_size` does not fit it."""
         parallel, optim, overlap = config.parallel, config.optim, config.overlap
         widths = {"fp32": 4, "bf16": 2}
-        # "auto" is known on the machine that trains; its layers of torch keep more.
+        # "auto" is decided on the training machine; torch's layers, assumed here, save more.
         has_engine = config.fp8.is_on or config.model.kind == "te"
         return cls(
             model=architecture.of(config.model),
@@ -131,7 +131,7 @@ class Job:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Ranks, and stages of each, by the short names that plans are told by."""
+        """Numbers of ranks and of stages, by the short names of plans."""
         layout = self.layout
         return {
             "tp": layout.tensor,

@@ -1,10 +1,10 @@
-"""Before a run starts: does it fit into the memory that it will have?
+"""Checks before a run starts that it fits into memory, and names the nearest layout that does.
 
     text = memory_fault(config, world_size=256, device=Device("GPU", 80e9, is_gpu=True))
     python -m megatron_qwen3.planner.launch_check 256 "a GPU" 80e9 gpu < settings.toml
 
-Milliseconds where it fits. Where it does not, the text names the parts and the nearest layout on
-as many ranks that does. Training asks by the command, so that its process never holds the planner.
+It takes milliseconds for a run that fits. Otherwise the text names the parts and the nearest layout
+on as many ranks that fits. Training calls the command, so that its process never loads the planner.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _LEAST_SHOWN = 0.01  # share of the memory below which a part is not named
 
 
 class Device(NamedTuple):
-    """What a rank runs on: `name` for people, its memory, and whether that is a GPU's."""
+    """A rank's device: its name in texts, its memory, and whether it is a GPU."""
 
     name: str
     bytes: float
@@ -38,7 +38,7 @@ class Device(NamedTuple):
 
 
 def memory_fault(config: Config, world_size: int, device: Device) -> str:
-    """Why the run does not fit, and what would; empty where it fits."""
+    """Why the run does not fit, and a layout that does; "" where it fits."""
     job = Job.of(config, world_size)
     rank, found = moments.fullest(config, job, world_size, device.is_gpu)
     needed = sum(found.values())
@@ -46,7 +46,7 @@ def memory_fault(config: Config, world_size: int, device: Device) -> str:
         return ""
     parts = sorted(found.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size > _LEAST_SHOWN * needed)
-    beside = needed - _alone(job, device)  # what a search of layouts for training leaves out
+    beside = needed - _alone(job, device)  # the search of layouts for training leaves this out
     return (
         f"memory: pipeline rank {rank} needs about {_gb(needed)} GB of the "
         f"{_gb(device.bytes)} GB of {device.name} ({named}); "
@@ -55,7 +55,7 @@ def memory_fault(config: Config, world_size: int, device: Device) -> str:
 
 
 def _alone(job: Job, device: Device) -> float:
-    """What training needs without any other model."""
+    """Bytes that training needs without any other model."""
     memory = Memory.of(job)
     return memory.total if device.is_gpu else memory.allocated + moments.PROCESS_BYTES
 
@@ -103,7 +103,7 @@ def _changed(config: Config, changes: Mapping[str, object]) -> Config:
 
 
 def _layouts(question: Question) -> Iterator[tuple[Job, str]]:
-    """Those in which training alone seems to fit, also with more recomputation than it needs."""
+    """Layouts in which training alone seems to fit, even with more recomputation than needed."""
     for job, least in search.fitting(question):
         levels = [*RECOMPUTED]
         for recompute in levels[levels.index(least) :]:
@@ -127,7 +127,7 @@ def _sizes(job: Job) -> dict[str, int | str]:
 
 
 def _question(config: Config, world_size: int, free_bytes: float) -> Question:
-    """What the trainer has, on GPUs with so much memory for it."""
+    """The question for our trainer, on GPUs with this much memory for it."""
     precision = ARITHMETIC.get(config.fp8.recipe, config.train.precision)
     gpu = hardware.load("b200" if precision in ("mxfp8", "nvfp4") else "h100")
     cluster = dataclasses.replace(gpu, memory_gb=free_bytes / 1e9)
@@ -148,8 +148,8 @@ def _question(config: Config, world_size: int, free_bytes: float) -> Question:
 
 
 def _pinned(config: Config) -> tuple[tuple[str, int | str], ...]:
-    """Context ranks as they are: where ranks sample, which need whole rows, where rows are so short
-    that the search would have none, and where Transformer Engine exchanges for them."""
+    """Context ranks stay as they are: where ranks sample, which needs whole rows, where rows are
+    too short for the search to vary them, and where Transformer Engine exchanges for them."""
     samples = belongs("rollouts", config.run.mode) and config.rollouts.engine == "own"
     is_ours = config.parallel.context_exchange == "own"
     if samples or not is_ours or config.data.sequence_length < search.LONG_SEQUENCE:
@@ -169,7 +169,7 @@ def main() -> int:
     """Print the fault of a run whose settings are on standard input, or nothing; the status."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_qwen3.planner.launch_check",
-        description="Say in a line why a run does not fit into memory, and what would.",
+        description="Say in a line why a run does not fit into memory, and which layout would.",
         epilog='example: … launch_check 8 "a H100" 80e9 gpu < runs/stage_1/config.toml',
     )
     parser.add_argument("world_size", type=int, help="ranks of the run")

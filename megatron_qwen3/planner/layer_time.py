@@ -3,9 +3,9 @@
     forward, backward = LayerTimer(job, cluster, constants).layer(0)
 
 Device time is the sum of matrix products (FLOPs over the share of the peak that their shape
-reaches), attention, element-wise kernels (bytes over memory bandwidth) and the communication that
-nothing hides. The host launches kernels at its own pace beside it. Backward costs two products for
-each one of forward, attention two and a half (FlashAttention-2, arXiv 2307.08691, section 3.1).
+reaches), attention, element-wise kernels (bytes over memory bandwidth) and communication that is
+not hidden. The host launches kernels at the same time, at its own pace. Backward costs two products
+for each one of forward, attention two and a half (FlashAttention-2, arXiv 2307.08691, section 3.1).
 Letters: h hidden, a = heads · head_dim, k = groups · head_dim.
 """
 
@@ -21,8 +21,8 @@ from megatron_qwen3.planner.job import Job
 Constants = Mapping[str, float]
 _KERNELS = {"bf16": "bf16", "fp32": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 _SHORT_SEQUENCE = 1024  # positions at which attention reaches half its rate
-# Watts per TFLOP/s of the chip that a generation's efficiencies are stated for (A100, H100, GB200),
-# and how much more a chip with more of them reaches at most.
+# Watts per TFLOP/s of the chip to which a generation's efficiencies refer (A100, H100, GB200), and
+# the greatest gain of a chip with more watts.
 _WATTS_PER_TFLOP = {"ampere": 1.28, "hopper": 0.707, "blackwell": 0.48}
 _MOST_BY_POWER = 1.15
 _WIDE_HEAD = 128  # narrower heads leave multipliers idle
@@ -30,8 +30,8 @@ _WIDE_HEAD = 128  # narrower heads leave multipliers idle
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one pass through one layer, by what they are spent on; `launch` is the host's,
-    and `proxies` what its threads take to send tokens, for which all else waits."""
+    """Seconds of one pass through one layer, by activity; `launch` is the host's, and `proxies` the
+    time of its threads that send tokens, for which all else waits."""
 
     gemm: float = 0.0
     attention: float = 0.0
@@ -51,12 +51,12 @@ class Pass:
         return sum(parts) + self.exchange + self.tensor + self.context + self.host
 
     def total(self, concurrency: float) -> float:
-        """Device and host work beside each other, the norm of both times; both wait for proxies."""
+        """Device and host work in parallel: the norm of both times; both wait for proxies."""
         p = concurrency
         return float((self.device**p + self.launch**p) ** (1 / p)) + self.proxies
 
     def plus(self, other: "Pass") -> "Pass":
-        """Part by part."""
+        """The sum, part by part."""
         mine, theirs = vars(self), vars(other)
         return Pass(**{name: mine[name] + theirs[name] for name in mine})
 
@@ -107,8 +107,8 @@ class LayerTimer:
         return forward, back
 
     def _host_shown(self, layer: int, one: Pass) -> float:
-        """What of sending a layer's activations to the host, or of bringing them back, takes longer
-        than the layer."""
+        """Seconds by which moving a layer's activations to or from the host exceeds the layer's
+        own time."""
         moved = activations.offloaded_bytes(self.job, layer)
         seconds = moved / (1e9 * HOST_LINK_GB_PER_S[self.cluster.host])
         return max(0.0, seconds - one.device)
@@ -135,19 +135,20 @@ class LayerTimer:
         return product + 6 * self.tokens * local_vocab / self.memory_rate
 
     def exchange_seconds(self) -> float:
-        """One of the four exchanges of tokens in a layer, hidden or not."""
+        """Seconds of one of a layer's four exchanges of tokens, hidden or not."""
         if self.layout.expert * self.layout.expert_tensor == 1:
             return 0.0
         return network.exchange_seconds(self.job, self.cluster, self.c)
 
     def proxy_seconds(self) -> float:
-        """One of the four exchanges, of what threads of the host send of it."""
+        """Seconds of one of the four exchanges that the host's threads spend on sending."""
         if self.layout.expert == 1:
             return 0.0
         return network.proxy_seconds(self.job, self.cluster, self.c)
 
     def tensor_seconds(self, sparse: bool) -> float:
-        """One gather or scatter of every block of a layer over the tensor ranks, hidden or not."""
+        """Seconds of one gather or scatter per block of a layer over the tensor ranks, hidden or
+        not."""
         tp = self.layout.tensor
         if tp == 1:
             return 0.0
@@ -156,10 +157,11 @@ class LayerTimer:
         return blocks * moved / network.rate(tp, 1, self.cluster, self.c)
 
     def context_seconds(self) -> tuple[float, float]:
-        """Keys and values of the other context ranks, forward and backward, hidden or not.
+        """Seconds to exchange keys and values of context ranks, forward and backward, hidden or
+        not.
 
-        Backward they come once more, and their gradients go: ours in float32, and where a layer is
-        computed again once more before it; those of published runs in the model's precision.
+        Backward gathers them again, and reduces their gradients: ours in float32, and with
+        recomputation once more before; published runs' in the model's precision.
         """
         cp, model = self.layout.context, self.model
         if cp == 1:
@@ -175,7 +177,7 @@ class LayerTimer:
 
     @property
     def context_shown(self) -> float:
-        """Share of it that nothing hides: our attention waits for all keys before it begins."""
+        """The share that is not hidden: our attention waits for all keys before it begins."""
         return 1.0 if self.job.gathers_keys else float(self.c["context_exposed"])
 
     @property
@@ -190,7 +192,7 @@ class LayerTimer:
         return 1 - self.c["exchange_hidden"] if self.job.overlap_exchange else 1.0
 
     def _products(self, sparse: bool) -> tuple[float, float]:
-        """Forward seconds of the matrices that every token passes, and of the experts."""
+        """Forward seconds of the matrices that every token uses, and of the experts."""
         matrices = self.model.attention_matrices
         matrices += self.model.expert_matrices if sparse else self.model.mlp_matrices
         dense = sum(self._dense(m) for m in matrices if not m.experts)
@@ -211,7 +213,7 @@ class LayerTimer:
         return self.product(tokens, outputs, inputs, self.job.precision)
 
     def _grouped(self, matrix: Matrix) -> float:
-        """All experts of this rank; each computes its share of the rows."""
+        """Seconds of all experts of this rank; each computes its share of the rows."""
         here = self.model.num_experts / self.layout.expert
         outputs, inputs = float(matrix.outputs), float(matrix.inputs)
         if matrix.cut == "outputs":
@@ -227,7 +229,7 @@ class LayerTimer:
         return self.share * self.model.experts_per_token * self.layout.expert_tensor
 
     def _attention_seconds(self, layer: int) -> float:
-        """Forward: two products of S²/2 pairs, or of S · window."""
+        """Forward seconds: two products of S²/2 pairs, or of S · window."""
         model, job = self.model, self.job
         pairs = job.sequence_length / 2
         if model.has_window(layer):
@@ -245,7 +247,7 @@ class LayerTimer:
         return flops / (self.cluster.peak_flops("bf16") * reached)
 
     def _elementwise(self, sparse: bool, load: float) -> float:
-        """Forward: bytes that norms, rotation, activation, permutation and casts move."""
+        """Forward seconds of norms, rotation, activation, permutation and casts, by bytes moved."""
         model, tp = self.model, self.layout.tensor
         h, width = model.hidden_size, float(self.job.weight_bytes)
         a = model.num_attention_heads * model.head_dim
@@ -315,7 +317,7 @@ class LayerTimer:
         return leaves and self.cluster.network == "efa"
 
     def _recomputed(self, once: Pass, sparse: bool) -> Pass:
-        """What backward computes again."""
+        """The work that backward computes again."""
         recompute, launch = self.job.recompute, self._launch(sparse)
         if "layer" in recompute:
             return once.plus(Pass(launch=launch / 3))

@@ -1,10 +1,10 @@
-"""What FP8 and FP4 take of memory beside, or in place of, the weights that they are made of.
+"""Memory of FP8 and FP4 copies of weights, beside or in place of the bf16 weights.
 
     bytes_beside(job, layers_of_the_rank)
 
 Transformer Engine keeps each matrix of the layers in low precision from one micro-batch of a step
-to the next, and once more transposed, or scaled along its other side. With fp8.gather nothing else
-of it is kept. What low precision saves of activations stands in activations.py.
+to the next, and a second copy transposed, or scaled along its other side. With fp8.gather there is
+no other copy. activations.py counts the activations that low precision saves.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Final
 
 from megatron_qwen3.planner.job import Job
 
-# Of one weight, with its scales: both copies.
+# Bytes of a weight's two copies, with their scales.
 _COPY_BYTES: Final = {
     "delayed": 2.0,
     "tensorwise": 2.0,

@@ -4,9 +4,9 @@
     memory.total, memory.parts()
 
 Weights, gradients and optimizer are exact (state.py). Activations are counted from the code
-(activations.py) and multiplied by what the schedule holds in flight (schedule.py). What stands
-outside torch's allocator (CUDA's context, NCCL's buffers) and what the allocator loses between
-blocks are rules of thumb, named here and in the README.
+(activations.py) and multiplied by the micro-batches in flight (schedule.py). Memory outside torch's
+allocator (CUDA's context, NCCL's buffers) and losses between the allocator's blocks are rules of
+thumb, named here and in the README.
 """
 
 from dataclasses import asdict, dataclass
@@ -79,7 +79,7 @@ class Memory:
 
     @property
     def allocated(self) -> float:
-        """What torch.cuda.max_memory_allocated would report."""
+        """The value that torch.cuda.max_memory_allocated would report."""
         return self.total - self.nccl - self.fragmentation
 
 
@@ -99,7 +99,7 @@ def in_flight_bytes(job: Job, rank: int) -> float:
     layout = job.layout
     order = schedule.rank_order(rank, layout.pipeline, layout.virtual, _few(job))
     chunks = [_chunk_bytes(job, rank, i) for i in range(layout.virtual)]
-    if {*job.graph_parts} == {"attn", "mlp"}:  # what one layer gives is copied for the next one
+    if {*job.graph_parts} == {"attn", "mlp"}:  # a layer's output is copied for the next layer
         chunks = [
             size + len(_chunk_layers(job, rank, i)) * _hidden_bytes(job)
             for i, size in enumerate(chunks)
@@ -116,17 +116,17 @@ def in_flight_bytes(job: Job, rank: int) -> float:
 
 
 def _beside_bytes(job: Job, rank: int) -> float:
-    """What a second micro-batch keeps while the first one's layers are computed backward: of one
-    layer more, or, between pipeline stages, of a model chunk."""
+    """Activations of a second micro-batch during the backward pass of the first one's layers: of
+    one more layer, or, between pipeline stages, of a model chunk."""
     if job.layout.pipeline == 1:
         return activations.layer_bytes(job, job.model.num_layers - 1)
     return max(_chunk_bytes(job, rank, chunk) for chunk in range(job.layout.virtual))
 
 
 def workspace_bytes(job: Job, rank: int) -> float:
-    """What lives only while one layer runs: its gradients, or its recomputed activations.
+    """Memory that exists only while one layer runs: its gradients, or its recomputed activations.
 
-    Keys and values of all context ranks are there when the MLP's gradients are not, or not yet.
+    Keys and values of all context ranks do not exist at the same time as the MLP's gradients.
     """
     layers = _rank_layers(job, rank)
     layer = max(layers, key=lambda index: activations.mlp_bytes(job, index))
@@ -139,19 +139,19 @@ def workspace_bytes(job: Job, rank: int) -> float:
     if job.sequence_ranks > 1:  # the whole sequence, gathered for the weights' gradient
         gathered = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
     block = max(mlp, activations.exchange_bytes(job))
-    # One layer's on their way to the host or back, another's in use.
+    # One layer's tensors on their way to or from the host, and another's in use.
     travelling = 2 * max(activations.offloaded_bytes(job, index) for index in layers)
-    if job.offload_layers:  # Transformer Engine keeps as many layers as are not sent
+    if job.offload_layers:  # Transformer Engine keeps the layers that are not sent
         travelling = 0.0
     buffers = user_buffer_bytes(job) + graph_bytes(job, layer)
     return again + block + gathered + travelling + buffers + MATMUL_WORKSPACE_BYTES
 
 
 def graph_bytes(job: Job, layer: int) -> float:
-    """What replaying a layer's CUDA graph takes beside what the layer itself would: gradients that
-    it is given, in places of their own; for each captured weight a copy of what stands for its
-    gradient, which its buffer has already; of a sparse layer what its attention's backward pass
-    works in, which experts cannot have."""
+    """Extra memory of replaying a layer's CUDA graph: the gradients that it gets, in fixed places;
+    for each captured weight a copy of the stand-in for its gradient, which its buffer has already;
+    for a sparse layer the working memory of attention's backward pass, which experts cannot
+    share."""
     if not job.graph_parts:
         return 0.0
     model, width = job.model, job.weight_bytes
@@ -171,13 +171,13 @@ def graph_bytes(job: Job, layer: int) -> float:
 
 
 def _hidden_bytes(job: Job) -> float:
-    """A micro-batch between two layers."""
+    """Bytes of a micro-batch's hidden states."""
     positions = job.micro_batch_tokens / job.sequence_ranks
     return positions * job.weight_bytes * job.model.hidden_size
 
 
 def user_buffer_bytes(job: Job) -> float:
-    """Transformer Engine's buffers for communication beside products: of each such product one, of
+    """Transformer Engine's buffers for communication beside products: one for each such product, of
     the hidden states of all tensor ranks."""
     if not job.user_buffers:
         return 0.0

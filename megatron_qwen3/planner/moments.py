@@ -1,12 +1,12 @@
-"""Memory of a run that holds more than the model in training, moment by moment of a step.
+"""Memory of a run with several models, moment by moment of a step.
 
     rank, parts = fullest(config, job, world_size, is_gpu=True)
     sum(parts.values()), parts["reference"]
 
-A stage of RL or on-policy distillation has a reference or a teacher beside its policy, and does not
-need everything at once: while answers are sampled, caches of keys and values stand where the
-activations of an update do. What counts is the fullest moment of the pipeline rank that needs most.
-Pretraining and dialogs have one moment, the update; a teacher of dialogs stays through it.
+A stage of RL or on-policy distillation has a reference or a teacher beside its policy, but does not
+need everything at once: while answers are sampled, caches of keys and values take the place of an
+update's activations. The fullest moment of the fullest pipeline rank counts. Pretraining and
+dialogs have one moment, the update; a teacher of dialogs stays through it.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ from megatron_qwen3.settings_rollouts import RolloutsConfig
 
 Parts = dict[str, float]
 PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
-_ID_BYTES, _NUMBER_BYTES = 8, 4  # of soft targets on their device
-# Of a row's logits while its next token is chosen: float32, sorted, their ids, and as float64 the
+_ID_BYTES, _NUMBER_BYTES = 8, 4  # of soft targets on the device
+# For a row's logits while its next token is chosen: float32, sorted, their ids, and in float64 the
 # logits, their softmax and its sum (generate/sampler.py).
 _CHOOSING_BYTES = 4 + 4 + 8 + 8 + 8 + 8
 _OF_TRAINING = ("activations", "logits", "workspace", "fragmentation")
@@ -57,7 +57,7 @@ def of_rank(config: Config, job: Job, rank: int, world_size: int, is_gpu: bool) 
 
 
 def _on(parts: Parts, is_gpu: bool) -> Parts:
-    """A CPU has no NCCL, and its allocator gives back what is free."""
+    """The parts of this kind of device: a CPU has no NCCL, and its allocator frees memory."""
     if is_gpu:
         return parts
     own = {name: size for name, size in parts.items() if name not in _OF_GPUS}
@@ -83,7 +83,7 @@ def _moments(config: Config, job: Job, rank: int, others: Parts, width: int) -> 
 
 
 def _sampling(job: Job, rank: int, rollouts: RolloutsConfig) -> Parts:
-    """What the weights in training need to sample answers, in place of what an update does."""
+    """The weights' memory while they sample answers, in place of an update's."""
     cache, chosen = cache_bytes(job, rank, rollouts), choosing_bytes(job, rank, rollouts)
     parts = dict.fromkeys(_OF_TRAINING, 0.0)
     parts |= {"caches": cache, "sampling": chosen + MATMUL_WORKSPACE_BYTES}
@@ -91,8 +91,8 @@ def _sampling(job: Job, rank: int, rollouts: RolloutsConfig) -> Parts:
 
 
 def rows_at_once(job: Job, rollouts: RolloutsConfig) -> int:
-    """Answers that a data rank samples at a time: all of a prompt, of as many as rows allow; those
-    of evaluations and of an agent's later turns, each by itself, fill the rows."""
+    """Answers that a data rank samples at a time: whole prompts, as many as rows allow; in
+    evaluations and in an agent's later turns, single answers fill the rows."""
     prompts = min(rollouts.rows // rollouts.samples, -(-rollouts.prompts // job.layout.data))
     together = max(1, prompts) * rollouts.samples
     alone = _held_out(rollouts)
@@ -102,7 +102,7 @@ def rows_at_once(job: Job, rollouts: RolloutsConfig) -> int:
 
 
 def _held_out(rollouts: RolloutsConfig) -> int:
-    """Answers that an evaluation asks for: one of each task, in each of its modes."""
+    """Number of answers of an evaluation: one per task, in each of its modes."""
     modes = [source.mode or rollouts.mode for source in rollouts.tasks]
     asked = sum(2 if mode == "mixed" else 1 for mode in modes) * rollouts.eval_prompts
     return asked if rollouts.held_out else 0
@@ -120,7 +120,7 @@ def cache_bytes(job: Job, rank: int, rollouts: RolloutsConfig) -> float:
 
 
 def choosing_bytes(job: Job, rank: int, rollouts: RolloutsConfig) -> float:
-    """What choosing the next token of every answer takes; the last stage alone chooses."""
+    """Bytes to choose the next token of every answer; only the last stage chooses."""
     if rank != job.layout.pipeline - 1:
         return 0.0
     return float(rows_at_once(job, rollouts) * job.model.vocab_size * _CHOOSING_BYTES)
@@ -134,10 +134,10 @@ def reference_bytes(config: Config, job: Job, rank: int) -> float:
 
 
 def teacher_bytes(config: Config, world_size: int) -> float:
-    """What a teacher in memory takes of the fullest rank: its weights, and in mode sft the targets
-    of a step.
+    """Bytes of a teacher in memory on the fullest rank: its weights, and in mode sft the targets of
+    a step.
 
-    Its activations are one layer's at a time, and gone before the student's are there.
+    Its activations are one layer's at a time, and freed before the student's exist.
     """
     _, asked = teacher_settings.table_of(config)
     if config.run.mode not in ("sft", "distill") or not asked.path:
@@ -161,10 +161,10 @@ def reward_model_bytes(config: Config, world_size: int) -> float:
 
 
 def scores_bytes(config: Config, job: Job, rank: int, width: int) -> float:
-    """What a teacher says of an update's answers, in on-policy distillation: its hidden states,
-    with the matrix that makes logits of them, or so many ids of each token.
+    """Bytes of a teacher's scores of an update's answers, in on-policy distillation: its hidden
+    states and its output matrix, or a number of ids of each token.
 
-    It says that of all places of the rows, prompts too, which are as full as they may be.
+    It scores all places of the rows, prompts too, which may be full.
     width: `compared_width`.
     """
     distill, rollouts = config.distill, config.rollouts
@@ -184,7 +184,7 @@ def matrix_bytes(job: Job, rank: int, width: int) -> float:
 
 
 def compared_width(config: Config) -> int:
-    """The hidden size of a teacher whose whole distribution is compared; 0 where none is."""
+    """The hidden size of a teacher whose whole distribution is compared; 0 without one."""
     distill = config.distill
     if config.run.mode != "distill" or distill.divergence == "sampled" or distill.top_k:
         return 0

@@ -51,8 +51,8 @@ def exchange_seconds(job: Job, cluster: Cluster, c: Mapping[str, float]) -> floa
 
 
 def proxy_seconds(job: Job, cluster: Cluster, c: Mapping[str, float]) -> float:
-    """Seconds in which the host's threads send what fused kernels exchange over EFA: they hand over
-    each copy of a token by itself, and the host waits for the counts that come with them."""
+    """Seconds in which the host's threads send the tokens of fused kernels over EFA: they send each
+    copy of a token by itself, and the host waits for the counts that come with them."""
     if cluster.network != "efa" or job.dispatcher == "alltoall":
         return 0.0
     tokens = job.micro_batch_tokens / job.layout.tensor

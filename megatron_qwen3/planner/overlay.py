@@ -3,7 +3,7 @@
     write(plan, question, "plan.toml")
     python -m megatron_qwen3.train STAGE.toml plan.toml
 
-What has to be installed for them is said in a comment.
+A comment names the packages that they need.
 """
 
 from pathlib import Path
@@ -55,7 +55,7 @@ def values(plan: LayoutPlan, question: Question) -> dict[str, dict[str, Any]]:
 
 
 def text(plan: LayoutPlan, question: Question) -> str:
-    """The file."""
+    """The file's text."""
     memory, step, cluster = plan.memory, plan.step, question.cluster
     rate = f"{step.tokens_per_second_per_gpu:,.0f} tokens/s and {step.tflops_per_gpu:.0f} TFLOP/s"
     lines = [
@@ -72,7 +72,7 @@ def text(plan: LayoutPlan, question: Question) -> str:
 
 
 def write(plan: LayoutPlan, question: Question, path: str | Path) -> None:
-    """A file that is there is whole."""
+    """Write the file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, [text(plan, question).encode()])

@@ -2,7 +2,7 @@
 
     rows = read("published_perf.csv")      # each a PublishedRun, or why it is left out
 
-What a row does not say is taken from the public recipe that it ran: Megatron-Bridge's
+Values that a row lacks come from the public recipe that it ran: Megatron-Bridge's
 scripts/performance/configs name the dispatcher of experts, CUDA graphs and the precision of
 gradients by model, GPU and release.
 """
@@ -31,7 +31,7 @@ class Incomparable(ValueError):
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One row: the job it ran and what was measured, or `reason` why it is left out.
+    """One row: its job and measurements, or the `reason` for leaving it out.
 
     `is_tuned`: published as a performance figure, not as a functional check or a deliberately
     slow comparison. `source`: who published it. `on_last_rank`: the peak is that of the last
@@ -66,7 +66,7 @@ def table(path: str | Path) -> tuple[list[str], list[Row]]:
 
 
 def _tidy(row: Mapping[str, str | None]) -> Row:
-    """What stands beyond the last column has no name, and no meaning."""
+    """The named cells of a row; cells beyond the last column have no name, and are dropped."""
     return {name: (cell or "").strip() for name, cell in row.items() if name is not None}
 
 
@@ -81,7 +81,7 @@ def read(path: str | Path) -> list[PublishedRun]:
 
 
 def run_of(row: Row) -> PublishedRun:
-    """One row."""
+    """The run of one row."""
     row = {**row, "gpu": _gpu(row["gpu"])}
     given = PublishedRun(
         row_id=row.get("row_id") or "",
@@ -106,7 +106,7 @@ def _is_tuned(row: Row) -> bool:
 
 
 def _gpu(name: str) -> str:
-    """H100 of "NVIDIA H100 80GB SXM5"; the name itself where it is of no known chip, or of a
+    """H100 of "NVIDIA H100 80GB SXM5"; the name itself for unknown chips, or for a
     slower card with it."""
     words = re.findall(r"\w+", name.lower())
     chips = [chip for chip in hardware.names() if chip in words]
@@ -156,7 +156,7 @@ _SIZES = (*_NEEDED, "tp", "pp", "vpp", "cp", "ep", "etp", "fsdp", "layers_overri
 
 
 def _check(row: Row) -> None:
-    """Incomparable for what the model of time does not describe."""
+    """Incomparable for runs that the model of time does not cover."""
     task, text, model = (row.get("task") or "pretrain").lower(), note(row), row["model"].lower()
     for part, what in _OTHER_LAYERS.items():
         if part in model:
@@ -307,7 +307,7 @@ def _layout(row: Row, model: Architecture) -> Layout:
 
 
 def _stages(model: Architecture, stages: int) -> tuple[int, ...]:
-    """Even stages; where that comes out even, embedding and loss count as a layer each."""
+    """Even stages; embedding and loss count as a layer each, if that makes stages even."""
     layers, extra = model.num_layers, model.predicted_layers if stages > 1 else 0
     if (layers + 2) % stages == 0 and not extra:
         split = list(even_stages(layers + 2, stages))
@@ -324,7 +324,7 @@ def _stages(model: Architecture, stages: int) -> tuple[int, ...]:
 def _cluster(row: Row) -> Cluster:
     text = note(row)
     name = row["gpu"].lower()
-    if name not in hardware.names():  # what stands in a table must not open files either
+    if name not in hardware.names():  # a table's cell must not open files
         raise Incomparable(f"no GPU named {name!r} is known; known: {', '.join(hardware.names())}")
     if "efa" in text or "p6-b300" in text or "p5.48" in text:
         name = f"{name}_efa"

@@ -2,9 +2,9 @@
 
     runs = read("published_memory.csv")    # each a PublishedRun, or why it is left out
 
-A row holds the arguments of a functional test and torch's max_memory_allocated. What a row does
-not say has Megatron-LM's default: GPT-2's vocabulary padded to 128 · tp, an MLP of 4 · hidden,
-tied embeddings, dropout, an expert as wide as the MLP, one DGX node of eight.
+A row holds the arguments of a functional test and torch's max_memory_allocated. Missing values have
+Megatron-LM's defaults: GPT-2's vocabulary padded to 128 · tp, an MLP of 4 · hidden, tied
+embeddings, dropout, an expert as wide as the MLP, one DGX node of eight.
 """
 
 import re
@@ -67,7 +67,7 @@ def _run(row: Row) -> PublishedRun:
         is_tuned=True,
         seconds=None,
         peak_bytes=peak * 1e9 if peak > 0 else None,
-        on_last_rank=True,  # which writes Megatron-LM's logs
+        on_last_rank=True,  # the rank that writes Megatron-LM's logs
     )
     try:
         return replace(given, job=_job(row))
@@ -90,7 +90,7 @@ def _job(row: Row) -> Job:
     drops = any((row.get(f"{kind}-dropout") or "0.1") != "0.0" for kind in ("attention", "hidden"))
     backend = row.get("attention-backend") or ""
     if not backend and "mcore" in row["test_case"] and "_te_" not in row["test_case"]:
-        backend = "local"  # tests of the layers without Transformer Engine
+        backend = "local"  # tests of layers without Transformer Engine
     layout = _layout(row, model)
     return Job(
         model=model,

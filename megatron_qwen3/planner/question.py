@@ -1,8 +1,8 @@
-"""What is to be trained on what: the question that a search of layouts answers.
+"""The question that a search of layouts answers: which model, on which GPUs.
 
 question = ask("235b-a22b", "h100", gpus=256)
 plans = search(question, calibration.load())
-raise ConfigError(why_none(question))               # where there are none (why_none.py)
+raise ConfigError(why_none(question))               # if there are none (why_none.py)
 """
 
 import math
@@ -16,7 +16,7 @@ from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.settings import ConfigError, ModelConfig
 from megatron_qwen3.toml import did_you_mean
 
-_BATCH_TOKENS = 2**23  # of one step, where nobody says otherwise
+_BATCH_TOKENS = 2**23  # of one step, by default
 _HERE, _HYPOTHETICAL = ("alltoall",), ("alltoall", "deepep")  # dispatchers of tokens
 _PINNED = ("tensor", "pipeline", "virtual", "context", "expert", "expert_tensor", "micro_batch")
 PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
@@ -24,7 +24,7 @@ PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be trained, on what. `fixed` pins sizes by name (tensor, pipeline, virtual,
+    """A model to be trained, and the GPUs. `fixed` pins sizes by name (tensor, pipeline, virtual,
     context, expert, expert_tensor, micro_batch) and recompute.
 
     dispatchers  of tokens that may be used
@@ -43,12 +43,12 @@ class Question:
     like: Job | None = None
 
     def allows(self, name: str, value: int | str) -> bool:
-        """Whether nothing else is pinned."""
+        """Whether no other value is pinned."""
         return dict(self.fixed).get(name, value) == value
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.model.preset or "the model"
 
 
@@ -110,7 +110,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 def usual_batch(sequence_length: int, gpus: int) -> int:
-    """Of about _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
+    """About _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
     per_gpu = _BATCH_TOKENS / sequence_length / gpus
     return gpus << max(0, round(math.log2(per_gpu)))
 

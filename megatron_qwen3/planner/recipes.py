@@ -1,8 +1,8 @@
-"""How a published run was made, where its row does not say: from the public recipe that it ran.
+"""Settings of published runs that their rows lack, from the public recipes that they ran.
 
 Megatron-Bridge's scripts/performance/configs and perf_recipes name, by model, GPU and release, how
-tokens reach their experts, what CUDA graphs capture and which kernels are fused; Megatron-MoE-
-ModelZoo's launch scripts do for theirs. A row is a line of published_perf.csv.
+tokens reach their experts, which parts CUDA graphs capture and which kernels are fused; Megatron-
+MoE-ModelZoo's launch scripts do for theirs. A row is a line of published_perf.csv.
 """
 
 import math
@@ -14,7 +14,7 @@ _NOTHING = ("", "-", "none", "null", "nan", "n/a")
 
 
 def number(row: Row, name: str) -> float | None:
-    """A cell as a finite number, 1,024 too; None where it is empty or none."""
+    """A cell as a finite number, 1,024 too; None where it is empty or no number."""
     try:
         value = float((row.get(name) or "").replace(",", ""))
     except ValueError:
@@ -23,13 +23,12 @@ def number(row: Row, name: str) -> float | None:
 
 
 def count(row: Row, name: str, default: int = 1) -> int:
-    """A cell as a whole number; 0 says nothing, as an empty cell does."""
+    """A cell as a whole number; 0 counts as empty."""
     return int(number(row, name) or default)
 
 
 def uncountable(row: Row, names: Iterable[str]) -> str:
-    """What is wrong with the first of these cells that says something, but no whole number;
-    empty where all is well."""
+    """The fault of the first of these cells that is set but no whole number; "" without one."""
     for name in names:
         cell, value = row.get(name) or "", number(row, name)
         is_whole = value is not None and value >= 0 and value == int(value)
@@ -39,7 +38,7 @@ def uncountable(row: Row, names: Iterable[str]) -> str:
 
 
 def note(row: Row) -> str:
-    """All that a row says in words, in lower case."""
+    """All words of a row, in lower case."""
     names = ("notes", "dispatcher", "comm_overlap", "source_repo")
     return " ".join(row.get(name) or "" for name in names).lower()
 
@@ -86,8 +85,8 @@ def overlaps_exchange(row: Row) -> bool:
 
 
 def recomputed(row: Row) -> frozenset[str]:
-    """Parts of a layer that backward computed again. AWS's scripts that compare dispatchers compute
-    all of it again where they do not say otherwise, and exchanges do not overlap."""
+    """Parts of a layer that backward computed again. AWS's scripts that compare dispatchers
+    recompute everything unless the row says otherwise, and their exchanges do not overlap."""
     text = (row.get("recompute") or "").lower()
     if not text and "awsome" in (row.get("source_repo") or "") and not overlaps_exchange(row):
         text = "full"
@@ -100,7 +99,7 @@ def recomputed(row: Row) -> frozenset[str]:
 
 
 def graphs(row: Row, precision: str, is_sparse: bool) -> str:
-    """What CUDA graphs captured: none, partial (attention, router) or full (the whole step)."""
+    """The parts that CUDA graphs captured: none, partial (attention, router), full (the step)."""
     text = (row.get("cuda_graph") or "").lower()
     if re.match(r"none|no\b|false|off|0$", text):
         return "none"
@@ -116,7 +115,7 @@ def graphs(row: Row, precision: str, is_sparse: bool) -> str:
 
 
 def _recipe_graphs(row: Row, precision: str) -> str:
-    """From 26.06 (B200, B300: 26.06.01) the recipes capture the step where experts are in MXFP8."""
+    """From 26.06 (B200, B300: 26.06.01) recipes capture the step where experts are in MXFP8."""
     gpu, release = row["gpu"], release_of(row)
     if gpu == "H100" or release < (26,):
         return "none"
@@ -143,13 +142,13 @@ def capacity(row: Row) -> float:
 
 
 def fuses_experts(row: Row, graphs: str) -> bool:
-    """Megatron-Bridge's recipes that capture the step fuse the experts' kernels as well."""
+    """Whether experts' kernels are fused: Megatron-Bridge's recipes that capture the step do."""
     return _is_bridge(row) and graphs == "full" and release_of(row) >= (26, 6)
 
 
 def fuses_permutation(row: Row) -> bool:
-    """Outside NVIDIA's benchmarks NCCL's exchange ran with Megatron-LM's defaults of 2025, whose
-    rows are sorted by many small kernels."""
+    """Whether one kernel sorts rows: outside NVIDIA's benchmarks NCCL's exchange ran with
+    Megatron-LM's defaults of 2025, which use many small kernels."""
     if "permute_fusion disabled" in note(row):
         return False
     source = row.get("source_repo") or ""
@@ -159,13 +158,14 @@ def fuses_permutation(row: Row) -> bool:
 
 
 def attends_in_fp8(row: Row, graphs: str) -> bool:
-    """The same recipes, but for DeepSeek-V3 on GB200."""
+    """Whether attention is in FP8: in the same recipes, except for DeepSeek-V3 on GB200."""
     on_gb200 = "deepseek" in row["model"].lower() and row["gpu"] == "GB200"
     return fuses_experts(row, graphs) and not on_gb200
 
 
 def is_early(row: Row) -> bool:
-    """Blackwell before 25.11, Hopper before 25: the first releases that supported FP8 there."""
+    """Whether the release was among the first with FP8: Blackwell before 25.11, Hopper before
+    25."""
     tag = re.match(r"v(\d+)\.(\d+)", row.get("source_ref") or "")
     release = release_of(row) or (tuple(map(int, tag.groups())) if tag else ())
     if not release:
@@ -175,8 +175,8 @@ def is_early(row: Row) -> bool:
 
 
 def precision_of(row: Row) -> str:
-    """bf16 (and fp16, as fast), fp8 (a scale per tensor or tile), mxfp8 or nvfp4; empty where it is
-    none of them."""
+    """bf16 (and fp16, as fast), fp8 (a scale per tensor or tile), mxfp8 or nvfp4; "" for any other
+    precision."""
     text = f"{row['precision']} {row.get('fp8_recipe') or ''}".lower()
     if "nvfp4" in text:
         return "nvfp4"

@@ -1,4 +1,4 @@
-"""megatron-core's pipeline schedules: their order, their time, and what is in flight.
+"""megatron-core's pipeline schedules: their order, their time, and micro-batches in flight.
 
     order = rank_order(rank=0, pipeline=8, virtual=2, micro_batches=32)
     seconds = simulate(forward_CS, backward_CS, micro_batches=32)
@@ -6,14 +6,14 @@
 
 1F1B (PipeDream-Flush, arXiv 2006.09503) and its interleaved form (arXiv 2104.04473, section 2.2),
 in the order of megatron.core.pipeline_parallel.schedules. With equal stages of f and b seconds the
-step takes (m + (p - 1) / v) (f + b), which the simulator gives, too; it also knows unequal stages.
+step takes (m + (p - 1) / v) (f + b), as in the simulator, which also handles unequal stages.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-_FULL = 8  # micro-batches after which a short pipeline's rounds are alike
+_FULL = 8  # micro-batches after which a short pipeline's rounds are equal
 
 
 class PassOfChunk(NamedTuple):
@@ -28,7 +28,7 @@ class PassOfChunk(NamedTuple):
 def rank_order(
     rank: int, pipeline: int, virtual: int, micro_batches: int
 ) -> tuple[PassOfChunk, ...]:
-    """What pipeline rank `rank` does in one step, in order."""
+    """The passes of pipeline rank `rank` in one step, in order."""
     forwards = [PassOfChunk(True, c, m) for c, m in _interleaved(pipeline, virtual, micro_batches)]
     backwards = [
         PassOfChunk(False, virtual - 1 - work.chunk, work.micro_batch) for work in forwards
@@ -156,7 +156,7 @@ def step_seconds(
     simulated = min(rounds, max(3, 1 + _FULL // pipeline))
     seconds = after(simulated)
     if rounds > simulated:
-        # The slowest rank sets the pace in the end, which a few rounds need not show yet.
+        # In the end the slowest rank sets the pace, which a few rounds may not show yet.
         both = [f + b for f, b in zip(forward_seconds, backward_seconds, strict=True)]
         slowest = max(sum(both[rank::pipeline]) for rank in range(pipeline))
         pace = max(seconds - after(simulated - 1), pipeline * slowest)
@@ -167,7 +167,7 @@ def step_seconds(
 
 
 def peak(order: Sequence[PassOfChunk], chunk_bytes: Sequence[float]) -> float:
-    """Most bytes that are held at once when a forward pass of chunk c keeps chunk_bytes[c]."""
+    """The peak of bytes held when a forward pass of chunk c saves chunk_bytes[c]."""
     held = most = 0.0
     for work in order:
         held += chunk_bytes[work.chunk] if work.is_forward else -chunk_bytes[work.chunk]

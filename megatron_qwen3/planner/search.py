@@ -1,11 +1,11 @@
-"""Layouts that a model may have on a cluster, priced and ranked.
+"""Searches the layouts of a model on a cluster, prices and ranks them.
 
     plans = search(Question(model, cluster, gpus=256, ...), constants)
     plans[0].step.seconds, plans[0].memory.total
 
 Every combination of sizes that divides heads, layers, experts, ranks and batch is weighed by a
-quick estimate of its memory, which takes the least recomputation that fits, and priced by the
-closed form of its schedule. The best are then simulated and weighed to the byte.
+quick estimate of its memory, with the least recomputation that fits, and priced by the closed form
+of its schedule. The best are then simulated, and their memory is computed to the byte.
 """
 
 import itertools
@@ -26,12 +26,12 @@ from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.settings_fp8 import of_arithmetic
 from megatron_qwen3.validate_fp8 import width_faults
 
-LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
+LONG_SEQUENCE = 16384  # context parallelism is tried from here on
 _VARIED = 300  # layouts that are priced with every way to exchange tokens
 _SIMULATED = 60  # layouts that are priced a second time, exactly
-_PLAIN = "alltoall", False  # how layers of either kind exchange tokens
+_PLAIN = "alltoall", False  # the exchange of tokens that layers of either kind can do
 _DAY_SECONDS = 86_400
-_USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
+_USABLE = 0.97  # of device memory: the rest is for the driver and for short peaks
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LayoutPlan:
 
     @property
     def needs(self) -> list[str]:
-        """What is to be installed beyond torch and megatron-core."""
+        """Packages that it needs besides torch and megatron-core."""
         job, needs = self.job, []
         if job.model.num_experts and job.dispatcher != "alltoall":
             needs.append("DeepEP")
@@ -56,7 +56,7 @@ class LayoutPlan:
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens reach their experts by NCCL, beside nothing else."""
+        """Whether tokens reach their experts by NCCL, without overlap."""
         return _is_plain(self.job)
 
     def mfu(self, cluster: Cluster) -> float:
@@ -70,13 +70,13 @@ class LayoutPlan:
 
 
 def search(question: Question, c: Constants, count: int = 10) -> list[LayoutPlan]:
-    """The `count` fastest layouts that fit, then the fastest that is plain if none of them is.
+    """The `count` fastest layouts that fit, then the fastest plain one if none of them is.
     Empty where none fits."""
     cluster = question.cluster
     layouts = list(fitting(question))
     plain = [one for one in _fastest(layouts, cluster, c) if _is_plain(one[0])]
     plain = list(itertools.islice(_exactly(question, plain), _SIMULATED // 4))
-    # The last way to exchange tokens is the fastest: what is slow even so need not be varied.
+    # The last way to exchange tokens is the fastest: layouts that are slow with it are not varied.
     at_best = [(_exchanges(question, job)[-1], recompute) for job, recompute in layouts]
     at_best = _fastest(at_best, cluster, c)
     varied = [
@@ -103,7 +103,7 @@ def _slowness(plan: LayoutPlan) -> float:
 
 
 def _distinct(plans: list[LayoutPlan]) -> list[LayoutPlan]:
-    """The best of those that differ in micro-batch and virtual stages only; one that exchanges
+    """The best of plans that differ only in micro-batch and virtual stages; one that exchanges
     tokens plainly stands beside one that does not."""
     seen = set()
     kept = []
@@ -131,14 +131,14 @@ def relieved(given: LayoutPlan, cluster: Cluster, c: Constants) -> LayoutPlan:
 
 
 def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> LayoutPlan:
-    """A job, weighed and priced exactly."""
+    """A job with its exact memory and time."""
     memory = Memory.of(job)
     fits = memory.total <= usable_bytes(cluster)
     return LayoutPlan(job, recompute, memory, Step.of(job, cluster, c), fits)
 
 
 def usable_bytes(cluster: Cluster) -> float:
-    """What a run may take of a GPU's memory."""
+    """Bytes of a GPU's memory that a run may use."""
     return _USABLE * cluster.memory_bytes
 
 
@@ -156,7 +156,7 @@ def fitting(question: Question) -> Iterator[tuple[Job, str]]:
 
 
 def _exactly(question: Question, jobs: Iterable[tuple[Job, str]]) -> Iterator[tuple[Job, str]]:
-    """Those of `jobs` that fit to the byte, if need be with more recomputation than they have."""
+    """Those of `jobs` that fit to the byte, with more recomputation where needed."""
     for job, least in jobs:
         levels = [*RECOMPUTED][[*RECOMPUTED].index(least) :]
         for recompute in (name for name in levels if question.allows("recompute", name)):
@@ -167,7 +167,7 @@ def _exactly(question: Question, jobs: Iterable[tuple[Job, str]]) -> Iterator[tu
 
 
 def least_memory(question: Question) -> tuple[Job, str] | None:
-    """The layout that needs least memory of all; None where no layout divides."""
+    """The layout that needs the least memory; None where no layout divides."""
     tried = [
         (replace(job, recompute=parts), name)
         for job in candidates(question)
@@ -193,7 +193,7 @@ def fewest_gpus(question: Question) -> tuple[int, Job] | None:
 
 
 def candidates(question: Question) -> Iterator[Job]:
-    """Every layout that divides, without recomputation and with NCCL's exchange."""
+    """Every layout whose sizes divide, without recomputation and with NCCL's exchange."""
     model = architecture.of(question.model)
     pipelines = range(1, model.num_layers + 1)
     for tensor, pipeline, context in itertools.product(
@@ -274,7 +274,7 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
     """The same layout with every way to exchange tokens that differs, the fastest last."""
     if job.layout.expert * job.layout.expert_tensor == 1:
         return [job]
-    if job.layout.context > 1:  # Transformer Engine's layers have whole rows
+    if job.layout.context > 1:  # Transformer Engine's layers need whole rows
         return [job]
     # Overlap needs a second micro-batch in flight on the rank, and layers that are taken apart.
     in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
@@ -300,7 +300,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _tensor_sizes(question: Question) -> list[int]:
-    """Within an NVLink domain, and whole key-value heads."""
+    """Sizes within an NVLink domain, with whole key-value heads."""
     model = question.model
     whole = math.gcd(model.num_query_groups, model.num_attention_heads, model.vocab_size)
     if not model.num_experts:
@@ -316,13 +316,13 @@ def _context_sizes(question: Question) -> list[int]:
 
 
 def _divide(question: Question, tensor: int, context: int) -> bool:
-    """Whether context ranks can share a row, and tensor ranks what one of these has."""
+    """Whether context ranks can split a row, and tensor ranks one of its parts."""
     unit, _ = row_unit(ParallelConfig(tensor=tensor, context=context))
     return question.sequence_length % unit == 0
 
 
 def _can_multiply(question: Question, layout: Layout, precision: str) -> bool:
-    """Whether sizes of rows and matrices on a rank are those of its products."""
+    """Whether a precision's products allow the sizes of rows and matrices on a rank."""
     fp8 = of_arithmetic(precision)
     p = ParallelConfig(
         tensor=layout.tensor, context=layout.context, expert_tensor=layout.expert_tensor

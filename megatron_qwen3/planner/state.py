@@ -1,12 +1,12 @@
-"""What a rank holds between two steps, to the byte: weights, gradients, optimizer.
+"""The state of a rank between two steps, to the byte: weights, gradients, optimizer.
 
     state = State.of(job, pipeline_rank=0)
     state.weight_bytes, state.gradient_bytes, state.optimizer_bytes
 
-Equal to what training/engine.py builds: flat bf16 (float32) weights and float32 gradients with
-megatron-core's padding, and per element that the rank owns a float32 master weight (none where the
-weights are float32) and Adam's two moments, in the types that settings give them. What torch's
-AdamW adds, a step count of 4 bytes per weight, is not counted, nor are the router's statistics.
+Equal to that of training/engine.py: flat bf16 (float32) weights and float32 gradients with
+megatron-core's padding, and per element that the rank owns a float32 master weight (none where
+weights are float32) and Adam's two moments, in the types of the settings. AdamW's step counts in
+torch, 4 bytes per weight, are not counted, nor are the router's statistics.
 """
 
 import math
@@ -32,7 +32,8 @@ class State:
 
     @classmethod
     def of(cls, job: Job, pipeline_rank: int) -> "State":
-        """The state of the ranks of a pipeline stage; all tensor and expert ranks hold alike."""
+        """The state of the ranks of a pipeline stage; all tensor and expert ranks hold equally
+        much."""
         layout = job.layout
         chunks = [chunk_weights(job, pipeline_rank, i) for i in range(layout.virtual)]
         dense_chunks = [[w for w, is_expert in chunk if not is_expert] for chunk in chunks]
@@ -54,17 +55,17 @@ class State:
 
     @property
     def weight_bytes(self) -> int:
-        """Weights of the rank."""
+        """Bytes of the rank's weights."""
         return self.buffer_elements * self.job.weight_bytes
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of the rank."""
+        """Bytes of the rank's gradients."""
         return self.buffer_elements * self.job.gradient_bytes
 
     @property
     def optimizer_bytes(self) -> int:
-        """Master weights and moments of the data rank that has most, on the device and on the host;
+        """Bytes of master weights and moments on the fullest data rank, device and host together;
         ranks differ by padding."""
         if not self.job.distributed_optimizer:
             return self.parameters * self._bytes_per_element
@@ -72,7 +73,7 @@ class State:
         return most * self._bytes_per_element
 
     def optimizer_bytes_of(self, data_rank: int, expert_data_rank: int) -> int:
-        """Master weights and moments of one rank by its place among those it shares with."""
+        """Bytes of master weights and moments of one rank, by its data ranks."""
         if not self.job.distributed_optimizer:
             return self.optimizer_bytes
         owned = sum(buffer.owned(data_rank) for buffer in self.dense)
@@ -114,7 +115,7 @@ def _local(job: Job, matrix: Matrix) -> tuple[BufferedWeight, bool]:
 
 
 def _embedding(job: Job, name: str) -> BufferedWeight:
-    """The first and the last stage of a tied model hold a copy each, in a bucket of its own."""
+    """An embedding; the first and last stage of a tied model hold one each, in its own bucket."""
     elements = job.model.vocab_size // job.layout.tensor * job.model.hidden_size
     return BufferedWeight(name, elements, job.model.tie_embeddings and job.layout.pipeline > 1)
 
@@ -122,8 +123,8 @@ def _embedding(job: Job, name: str) -> BufferedWeight:
 def _buffers(
     job: Job, chunks: list[list[BufferedWeight]], ranks: int, pipeline_rank: int
 ) -> tuple[Buffer, ...]:
-    """One buffer per chunk. Only the first chunk of the first stage is cut into buckets: elsewhere
-    the reduction is not on the critical path, says megatron-core."""
+    """One buffer per chunk. Only the first chunk of the first stage is cut into buckets: elsewhere,
+    in megatron-core's words, the reduction is not on the critical path."""
     layout = job.layout
     bucket = max(40_000_000, 1_000_000 * layout.data * layout.context)
     buffers = []

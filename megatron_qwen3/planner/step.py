@@ -3,8 +3,8 @@
     step = Step.of(job, cluster, calibration.load())
     step.seconds, step.parts, step.hidden
 
-Layers are priced by layer_time.py and put together by the pipeline schedule. The slowest pipeline
-rank's work, what it waits, gradient reduction, the optimizer and jitter add up to the step.
+Layers are priced by layer_time.py and combined by the pipeline schedule. The step is the sum of the
+slowest pipeline rank's work and waiting, gradient reduction, the optimizer and jitter.
 """
 
 import math
@@ -57,7 +57,7 @@ class Step:
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """What the step is spent on."""
+        """Seconds of the step by activity."""
         parts = self._stages.slowest_rank_parts(self.job.layout.micro_batches)
         at_once = self._pipeline_seconds(transfer=0.0)
         parts["pipeline bubble"] = at_once - sum(parts.values())
@@ -82,7 +82,7 @@ class Step:
 
     @property
     def tflops_per_gpu(self) -> float:
-        """Model TFLOP/s: what the model needs (model/flops.py), not what recomputation adds."""
+        """Model TFLOP/s: the model's own work (model/flops.py), without recomputation."""
         flops = self.job.model.flops_per_token(self.job.sequence_length)
         return flops * self.tokens_per_second_per_gpu / 1e12
 
@@ -104,7 +104,7 @@ class _Stages:
         self.backward[-1] += self.last[1]
 
     def layer(self, layer: int) -> tuple[Pass, Pass]:
-        """Layers of a kind cost the same."""
+        """The passes of a layer; layers of one kind cost the same."""
         sent = layer < self.job.offload_layers
         kind = self.model.is_sparse(layer), self.model.has_window(layer), sent
         if kind not in self.kinds:
@@ -115,7 +115,7 @@ class _Stages:
         return sum(self.layer(layer)[which].total(self.concurrency) for layer in layers)
 
     def _after_last_layer(self) -> tuple[float, float]:
-        """Logits and loss; multi-token prediction adds layers and logits."""
+        """Seconds of logits and loss; multi-token prediction adds layers and logits."""
         logits, extra = self.timer.logits(), self.model.predicted_layers
         forward, backward = self.layer(self.model.num_layers - 1)
         return (
@@ -198,10 +198,10 @@ def _layer_elements(
 
 
 def _data_seconds(job: Job, cluster: Cluster, c: Constants, stages: _Stages) -> tuple[float, float]:
-    """Reducing gradients and gathering weights: seconds that show, and that are hidden.
+    """Seconds of reducing gradients and gathering weights: exposed, and hidden.
 
     With overlap the last micro-batch's backward hides the first and its forward hides the second,
-    but for the share that starts or ends alone. FSDP does both for every micro-batch.
+    except for a share that starts or ends alone. FSDP does both for every micro-batch.
     """
     layout, p = job.layout, job.layout.pipeline
     dense, sparse = local_parameters(job)
@@ -242,7 +242,7 @@ def _optimizer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
 
 
 def _host_seconds(weights: float, job: Job, cluster: Cluster) -> float:
-    """Updates that the CPU makes: rules of thumb for a rank's share of it, measured on none."""
+    """Seconds of the CPU's updates: rules of thumb for a rank's share, not measured."""
     link = 1e9 * HOST_LINK_GB_PER_S[cluster.host]
     copies = weights * (_TO_HOST_BYTES + _FROM_HOST_BYTES) / link
     updates = weights * _HOST_ADAM_BYTES / (1e9 * HOST_MEMORY_GB_PER_S[cluster.host])

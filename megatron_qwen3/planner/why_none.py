@@ -1,4 +1,4 @@
-"""Why a search of layouts finds none, and the nearest question that has an answer, in one line.
+"""Explains in one line why a search finds no layout, with the nearest question that has one.
 
 raise ConfigError(why_none(question))
 """
@@ -19,7 +19,7 @@ Pins = tuple[tuple[str, int | str], ...]
 
 
 def why_none(question: Question) -> str:
-    """Why no layout is possible, and the nearest that is."""
+    """Why no layout is possible, and the nearest possible question."""
     smallest = search.least_memory(question)
     where = f"{question.name} on {question.gpus} {question.cluster.name}"
     if smallest is None:
@@ -77,7 +77,7 @@ def _nearest_gpus(question: Question) -> str:
 
 
 def _undivided(question: Question) -> str:
-    """What stands in the way, and what it could be: the length of a row, pins, the model in this
+    """The setting at fault, and valid values for it: the length of a row, pins, the model in this
     precision, or the batch."""
     if fault := _row_fault(question):
         return fault

@@ -1,1 +1,1 @@
-"""From a model that continues texts to one that answers: dialogs, their losses, their proof."""
+"""Post-training: supervised fine-tuning, reward models, RL, distillation, and their evaluation."""

@@ -1,14 +1,13 @@
-"""JSON lines with answers to be scored: `for asked in read_answers(path, chat): …`
+"""Reads JSON lines with answers to be scored: `for asked in read_answers(path, chat): …`
 
     {"messages": […, {"role": "assistant", …}]}              # the last message: "score"
     {"messages": […], "answer": ANSWER}                      # "score"
     {"messages": […], "answers": [ANSWER, …]}                # "scores", in order
     {"messages": […], "chosen": ANSWER, "rejected": ANSWER}  # "scores", of these two
 
-ANSWER is a text, an assistant's message, or a list of messages that ends with one; a line may have
-`tools`, and whatever else its owner keeps there. Each answer becomes the ids of the whole
-conversation up to the `<|im_end|>` that ends it, where its reward is read: what the trainer reads,
-too. No torch.
+ANSWER is a text, an assistant's message, or a list of messages that ends with one. A line may have
+`tools`; other fields are kept. Each answer becomes the token ids of the whole conversation up to
+the `<|im_end|>` that ends it, where the reward is read, as in training. No torch.
 """
 
 import json
@@ -25,7 +24,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.inside import parse_json
 
 Ids = npt.NDArray[np.int32]
-SCORE, SCORES = "score", "scores"  # the keys that lines get
+SCORE, SCORES = "score", "scores"  # keys that are added to a line
 _SAID_BY = (("answer",), ("answers",), ("chosen", "rejected"))
 _KINDS = ", ".join(" and ".join(f'"{name}"' for name in names) for names in _SAID_BY)
 
@@ -47,7 +46,7 @@ class AskedLine(NamedTuple):
 
 
 def read_answers(path: Path, chat: ChatTokenizer) -> Iterator[AskedLine]:
-    """The lines of a file, empty ones left out. ConfigError names the line that has no answers."""
+    """Yields a file's lines, without empty ones. ConfigError names a line without answers."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, text in enumerate(file, 1):
@@ -78,7 +77,7 @@ def _asked(place: str, text: str, chat: ChatTokenizer) -> AskedLine:
 
 
 def _conversations(line: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The whole conversation of each answer. ChatError where the line does not say which."""
+    """Yields each answer's whole conversation. ChatError where the line has no answers."""
     said = [names for names in _SAID_BY if any(name in line for name in names)]
     if len(said) > 1 or any(name not in line for names in said for name in names):
         found = ", ".join(f'"{name}"' for names in _SAID_BY for name in names if name in line)

@@ -1,14 +1,14 @@
-"""The dialog sets of a run of mode sft, what of them is held out, and which samples share a row.
+"""Rows of mode sft: which dialogs are trained, which are held out, which samples share a row.
 
-    mixture = DialogMixture(config)                  # ConfigError for all that is wrong with them
-    mixture.rows(step * global_batch, count)         # of each row its samples, as (source, sample)
-    mixture.held_out(config.eval.tokens)             # rows, alike, of what is never trained on
-    mixture.sample(place)                            # ids, and which of them are trained
+    mixture = DialogMixture(config)                  # ConfigError names every fault of the sets
+    mixture.rows(step * global_batch, count)         # the samples of each row, as (source, sample)
+    mixture.held_out(config.eval.tokens)             # the same for held-out samples
+    mixture.sample(place)                            # token ids, and a mask of the trained ones
 
 A row has sequence_length places, and a sample of L tokens takes L - 1 of them: each place has a
-token and the one after it as its label. Whole dialogs are held out, so that no part of one is
-trained that another is judged by. Which ones their own tokens say, so that they are the same for
-every run and stage, and for every set that they stand in. No torch here.
+token and the one after it as its label. Dialogs are held out whole, so that no dialog is both
+trained and evaluated. A digest of a dialog's own tokens decides whether it is held out: the choice
+is the same for every run, every stage, and every set that has the dialog. No torch here.
 
 Legend: N samples of a set, D dialogs.
 """
@@ -30,14 +30,16 @@ from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
 Int64 = npt.NDArray[np.int64]
-_LINES_TOLD = 40  # of one source
-_FEW = 10  # held-out samples, whose loss says little
+_LINES_TOLD = 40  # line numbers shown of one source
+_FEW = 10  # fewer held-out samples give a loss of little meaning
 
 
 @dataclass(frozen=True, eq=False)
 class DialogSource:
-    """A set and its samples that are trained, and those that are not, by their numbers in it;
-    siblings_N: how many samples of the set are of the dialog of each, itself one of them."""
+    """A dialog set, the numbers of its trained and of its held-out samples.
+
+    siblings_N: for each sample, how many samples of the set come from its dialog, itself included.
+    """
 
     name: str
     dialogs: DialogSet
@@ -69,7 +71,7 @@ class DialogMixture:
         ]
 
     def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
-        """Rows of held-out samples: of each source `max_tokens` places at most, but one sample."""
+        """Rows of held-out samples: `max_tokens` places per source at most, but one sample."""
         places = []
         for number, source in enumerate(self.sources):
             used_M = np.cumsum(source.dialogs.lengths_N[source.held_out_M] - 1)
@@ -80,31 +82,31 @@ class DialogMixture:
         return [[places[n] for n in row] for row in rows]
 
     def sample(self, place: PackedPlace) -> DialogSample:
-        """What stands there."""
+        """The sample at a place."""
         return self.sources[place.source].dialogs.read(place.sample)
 
     def places(self, place: PackedPlace) -> int:
-        """How many places of a row it takes."""
+        """How many places of a row the sample takes."""
         return int(self.sources[place.source].dialogs.lengths_N[place.sample]) - 1
 
     def weight(self, place: PackedPlace) -> float:
-        """Of each of its trained tokens where each token weighs the same: that of its dialog."""
+        """The weight of the sample's dialog, which each of its trained tokens gets."""
         return float(self.sources[place.source].dialogs.weights_N[place.sample])
 
     def siblings(self, place: PackedPlace) -> int:
-        """How many samples of its set are of the same dialog, itself one of them."""
+        """How many samples of the set come from the same dialog, this one included."""
         return int(self.sources[place.source].siblings_N[place.sample])
 
     def mode(self, place: PackedPlace) -> int:
-        """The number, in dialog_set.MODES, of how its last answer was asked for."""
+        """The number, in dialog_set.MODES, of the mode that its last answer was asked for in."""
         return int(self.sources[place.source].dialogs.modes_N[place.sample])
 
     def label(self, place: PackedPlace) -> int:
-        """The number, in its set's `sources`, of what its line says that it is of."""
+        """The number, in the set's `sources`, of the source that its line names."""
         return int(self.sources[place.source].dialogs.sources_N[place.sample])
 
     def describe(self, rows: Iterable[Iterable[PackedPlace]]) -> str:
-        """Which dialogs rows hold, by source, as numbers of lines of its input, from 1."""
+        """The dialogs in these rows, by source, as line numbers of its input, from 1."""
         lines: dict[int, set[int]] = {}
         for source, sample in (place for row in rows for place in row):
             line = int(self.sources[source].dialogs.dialogs_N[sample]) + 1
@@ -112,7 +114,7 @@ class DialogMixture:
         return told({self.sources[k].name: numbers for k, numbers in sorted(lines.items())})
 
     def news(self) -> Iterator[str]:
-        """A line on each source for who starts the run."""
+        """One line on each source, logged when the run starts."""
         for source in self.sources:
             lengths_N = source.dialogs.lengths_N
             yield (
@@ -121,7 +123,10 @@ class DialogMixture:
                 "more are held out"
             )
             if 0 < (few := len(source.held_out_M)) < _FEW:
-                yield f"{source.name}: a loss of {few} held-out samples says little: sft.held_out"
+                yield (
+                    f"{source.name}: a loss over {few} held-out samples means little: raise "
+                    "sft.held_out"
+                )
 
 
 def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
@@ -153,7 +158,7 @@ def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
     if len(lengths_N) and lengths_N.min() < 2:
         raise ConfigError(
             f"{where}: sample {int(lengths_N.argmin())} of {dialogs.prefix} has one token, which "
-            "nothing can be trained of"
+            "leaves nothing to train"
         )
     if len(lengths_N) and lengths_N.max() - 1 > length:
         longer, longest = int((lengths_N - 1 > length).sum()), int(lengths_N.max())
@@ -167,10 +172,10 @@ def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
 def held_out(dialogs: DialogSet, fraction: float) -> npt.NDArray[np.bool_]:
     """Which samples are of held-out dialogs, bool [N].
 
-    A dialog is held out where the digest of its first sample is below `fraction` of the greatest:
-    no other dialog of the set has a part in it, and one that stands there twice goes one way. But
-    of two dialogs or more one at least, that of the least digest, is held out where the fraction is
-    above 0, and one at least, that of the greatest, is trained.
+    A dialog is held out where the digest of its first sample is below `fraction` of the greatest
+    value: all samples of a dialog, and of its copies in the set, go the same way. Of two dialogs or
+    more, at least the one of the greatest digest is trained, and where the fraction is above 0 at
+    least the one of the least digest is held out.
     """
     _, first_D, dialog_N = np.unique(dialogs.dialogs_N, return_index=True, return_inverse=True)
     if not fraction or len(first_D) < 2:
@@ -183,7 +188,7 @@ def held_out(dialogs: DialogSet, fraction: float) -> npt.NDArray[np.bool_]:
 
 
 def told(lines: Mapping[str, Collection[int]]) -> str:
-    """Numbers of lines by source, as text; of many the first ones, and how many more there are."""
+    """Line numbers by source, as text; of many, the first ones and how many follow."""
     texts = []
     for name, numbers in lines.items():
         shown = ", ".join(map(str, sorted(numbers)[:_LINES_TOLD]))
@@ -215,7 +220,7 @@ def _check_steps(config: Config, rows: int) -> None:
 
 
 def _facts(sources: tuple[DialogSource, ...], config: Config) -> dict[str, Any]:
-    """Everything that rows depend on, by the setting that says it."""
+    """Everything that the rows depend on, by setting."""
     return {
         "run.seed": config.run.seed,
         "data.sequence_length": config.data.sequence_length,

@@ -1,19 +1,19 @@
-"""Tokenized dialogs on the disk: ids, which of them are trained, and what each sample is worth.
+"""Tokenized dialogs on disk: token ids, a mask of the trained ones, each sample's weight and mode.
 
     with DialogSetWriter("runs/data/chat", "dialogs", vocab_size, tokenizer_sha256) as writer:
         writer.add(tokens, lengths, trained, rows)   # many samples, end to end
         writer.sources += ["web", "code"]            # names of the numbers in the rows
     dialogs = DialogSet("runs/data/chat")
-    ids, trained = dialogs.read(17)                  # of one sample; nothing else is read
+    ids, trained = dialogs.read(17)                  # of one sample; reads nothing else
 
-A set is five files with one beginning. PREFIX.bin and .idx are Megatron's, a document for each
-sample: the ids of a whole rendered conversation, in order. PREFIX.trained has a byte for each
-token, 1 where the token is trained as a label. PREFIX.samples.npy has a row of SAMPLE for each.
-PREFIX.json says the rest, and is written last: where it lies, the set is whole.
+A set is five files with one prefix. PREFIX.bin and .idx are Megatron's, one document per sample:
+the ids of a whole rendered conversation, in order. PREFIX.trained has a byte for each token, 1
+where the token is trained as a label. PREFIX.samples.npy has a row of SAMPLE for each sample.
+PREFIX.json has the rest and is written last: a set with this file is whole.
 
 A sample trains tokens[:-1] to give the labels tokens[1:]; the weight of label t is that of its
-sample where trained[t], else 0. Of kind "pairs", sample 2n is the better answer to a conversation
-and 2n + 1 the worse one, and the one token marked is the last that a reward is read from. No torch.
+sample where trained[t], else 0. Of kind "pairs", sample 2n is the chosen answer to a conversation
+and 2n + 1 the rejected one; its one marked token is the last, where the reward is read. No torch.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ MODES = ("none", "thinking", "non-thinking")  # of a sample's last answer, by th
 SAMPLE = np.dtype(
     [("weight", "<f4"), ("mode", "u1"), ("source", "<u2"), ("dialog", "<i8"), ("margin", "<f4")]
 )
-FILES = ("bin", "idx", "trained", "samples.npy")  # what they end with, beside the .json
-_END = 256  # tokens of each end of a sample that its digest is of
+FILES = ("bin", "idx", "trained", "samples.npy")  # suffixes, beside the .json
+_END = 256  # tokens at each end of a sample that enter its digest
 _AGAIN = "tokenize the dialogs again"
 
 
@@ -65,11 +65,11 @@ class Stretch(NamedTuple):
 
 
 class DialogSetWriter:
-    """Writes a set, which is there when the `with` block ends well; an older one is replaced.
+    """Writes a set; it appears, in place of an older one, when the `with` block ends without error.
 
-    kind: of KINDS. tokenizer: the sha256 of its tokenizer.json. sources: to be filled with the
-    names that the rows' numbers stand for. about: to be filled with what else PREFIX.json is to
-    say: how the samples were made, and what was left out.
+    kind: of KINDS. tokenizer: the sha256 of its tokenizer.json. sources: the caller fills it with
+    the names that the rows' numbers stand for. about: the caller fills it with further entries of
+    PREFIX.json: how the samples were made, and which lines were left out.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class DialogSetWriter:
         rows: npt.NDArray[Any],
     ) -> None:
         """Append samples: ids [tokens] end to end, lengths [samples], trained [tokens], rows of
-        SAMPLE [samples]. ValueError where they do not fit together, or an id not the vocabulary."""
+        SAMPLE [samples]. ValueError where sizes disagree or an id is outside the vocabulary."""
         if len(trained) != len(tokens) or len(rows) != len(lengths) or rows.dtype != SAMPLE:
             raise ValueError(
-                f"{self._prefix}: {len(tokens)} tokens, {len(trained)} of them trained or not, "
+                f"{self._prefix}: {len(tokens)} tokens, {len(trained)} entries of its mask, "
                 f"{len(lengths)} lengths, {len(rows)} rows of {rows.dtype}"
             )
         self._tokens_writer.add_documents(tokens, lengths)
@@ -147,7 +147,7 @@ class DialogSet:
     kind: of KINDS. sources: names. tokenizer: the sha256 of its tokenizer.json. about: how the
     samples were made. Of each sample, [N]: weights_N float32 above 0; modes_N, numbers in MODES;
     sources_N, numbers in `sources`; dialogs_N int64, the line of the input that it came from,
-    counted from 0 through all files; margins_N float32, by how much the better answer is to win.
+    counted from 0 through all files; margins_N float32, by how much the chosen answer should win.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -182,8 +182,8 @@ class DialogSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ where the samples of two sets do, not where and when they were
-        made; what is made from a set, as a teacher's probabilities, says by it from which."""
+        """16 hex digits of the samples' content, not of where and when they were written. Files
+        derived from a set, such as a teacher's probabilities, name their set by it."""
         content = self._content()
         names = ("kind", "tokenizer", "vocab_size", "sources", "sha256")
         return hashlib.sha256(json_bytes([content[name] for name in names])).hexdigest()[:16]
@@ -197,8 +197,8 @@ class DialogSet:
         return DialogSample(self._reader.tokens[start:end].astype(np.int64), trained)
 
     def digest(self, n: int) -> int:
-        """64 bits of the ids of sample n, whichever set it stands in; of a long one's, its length
-        and both ends, so that a large set need not be read as a whole."""
+        """64 bits of the ids of sample n, equal in every set. For a long sample, a digest of its
+        length and both ends, so that a large set need not be read whole."""
         start, end = self._offsets[n : n + 2]
         ids = self._reader.tokens[start:end]
         ends = ids if len(ids) <= 2 * _END else np.concatenate([ids[:_END], ids[-_END:]])
@@ -206,7 +206,7 @@ class DialogSet:
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
     def origin(self, n: int) -> tuple[str, int]:
-        """The input file of sample n, and its line there, from 1; ("", 0) where it is not known."""
+        """The input file of sample n, and its line there, from 1; ("", 0) where unknown."""
         line = int(self.dialogs_N[n])
         for name, count in self.about.get("inputs", []):
             if line < count:
@@ -218,10 +218,10 @@ class DialogSet:
         """Files that are not as they were written; reads all of them."""
         for suffix, expected in self._content()["sha256"].items():
             if file_sha256(f"{self.prefix}.{suffix}") != expected:
-                yield f"{self.prefix}.{suffix} is not what was written: its sha256 differs"
+                yield f"{self.prefix}.{suffix} was changed after it was written: its sha256 differs"
 
     def stretches(self, tokens: int) -> Iterator[Stretch]:
-        """All samples in order, as many at a time as hold about so many tokens."""
+        """All samples in order, in stretches of about `tokens` tokens."""
         first = 0
         while first < len(self):
             end = np.searchsorted(self._offsets, self._offsets[first] + tokens, side="right") - 1
@@ -292,7 +292,7 @@ class DialogSet:
 
 
 def set_of(setting: str, path: str) -> DialogSet:
-    """The set at the path that a setting, as sft.sources.web, names. ConfigError names it, too."""
+    """Opens the set that a setting, such as sft.sources.web, names; errors name it, too."""
     try:
         return DialogSet(path)
     except ConfigError as error:
@@ -300,7 +300,7 @@ def set_of(setting: str, path: str) -> DialogSet:
 
 
 def _header(samples: int) -> bytes:
-    """What PREFIX.samples.npy begins with, as many bytes for any number of samples."""
+    """The header of PREFIX.samples.npy: the same number of bytes for any number of samples."""
     fields = f"{{'descr': {SAMPLE.descr!r}, 'fortran_order': False, 'shape': ({samples},), }}"
     magic = np.lib.format.magic(1, 0)
     size = 256 - len(magic) - 2

@@ -1,21 +1,21 @@
-"""A line of JSON becomes the samples that it trains: checked, rendered, and refused with a reason.
+"""Turns a JSON line of dialogs into training samples, or refuses it with a reason.
 
     decode = decoder("dialogs")
     for sample in samples_of(decode(line), Choices(train_on="all")): sample.turns, sample.mode
 
-A line of kind "dialogs" has `messages` in OpenAI's form, as Qwen's template takes them, and maybe
-`tools`, `weight` (above 0; 1), `id`, `source` and `mode`. A line of kind "pairs" has `messages` up
-to a query, `chosen` and `rejected` (text, a message, or a list of messages), and maybe `margin`.
-Other fields are passed over.
+A line of kind "dialogs" has `messages` in OpenAI's form, as Qwen's template takes them, and
+optionally `tools`, `weight` (above 0; default 1), `id`, `source` and `mode`. A line of kind "pairs"
+has `messages` up to a query, `chosen` and `rejected` (a text, a message, or a list of messages),
+and optionally `margin`. Other fields are ignored.
 
-A new query drops the thinking of the answers before it from the text. So a sample trains the
+Qwen's template drops the thinking of earlier answers when a new query comes. So a sample trains the
 answers to one query, with the tool calls on the way; train_on = "all" makes a sample for each query
 that has an answer, "last" one for the last.
 
-mode says how the answers came about. "thinking": each last answer to a query has thinking.
+mode says how the answers were generated. "thinking": each last answer to a query has thinking.
 "non-thinking": none has, and the empty think block is part of the prompt, as under
-enable_thinking=False, but where /no_think asks for it in the text: there the model has to emit it.
-Without a mode the block of a last answer is always trained, empty or not. No torch.
+enable_thinking=False, except after /no_think in the text: there the model has to emit the block.
+Without a mode the think block of a last answer is always trained, empty or not. No torch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TRAIN_ON = ("all", "last")
 TOO_LONG = ("drop", "cut")
 LINE_MODES = MODES[1:]
 MOST = 1e30  # weights and margins are stored as float32
-# Remarks on samples that are kept: counted, because they may be a mistake of who made the data.
+# Remarks on samples that are kept: counted, because they may be a mistake in the data.
 UNASKED = "empty think block trained, and nothing asks for it"
 DISOBEYS = "thinking trained under /no_think"
 _AFTER = {  # which roles may follow
@@ -65,7 +65,7 @@ _WRITTEN_CALL = re.compile(f"{TOOL_CALL}(.*?){END_TOOL_CALL}", re.DOTALL)
 
 
 class LineRefused(Exception):
-    """A line of which nothing is trained. kind: one of few, to be counted."""
+    """A line that yields no sample. kind: one of a few names, under which refusals are counted."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -74,10 +74,10 @@ class LineRefused(Exception):
 
 @dataclass(frozen=True)
 class Choices:
-    """How samples are made of lines.
+    """How lines become samples.
 
-    kind: of KINDS. train_on: of TRAIN_ON. max_tokens: of a sample; too_long: what happens to a
-    longer one, of TOO_LONG. source, mode: of lines that do not say.
+    kind: of KINDS. train_on: of TRAIN_ON. max_tokens: of a sample; too_long: whether a longer one
+    is dropped or cut, of TOO_LONG. source, mode: for lines without their own.
     """
 
     kind: str = "dialogs"
@@ -119,12 +119,12 @@ class PairLine(DialogLine, kw_only=True):
 
 
 def decoder(kind: str) -> msgspec.json.Decoder[DialogLine]:
-    """Its `decode` takes a line's bytes; msgspec.MsgspecError or UnicodeError where it is none."""
+    """Its `decode` takes a line's bytes; msgspec.MsgspecError or UnicodeError for other content."""
     return msgspec.json.Decoder(PairLine if kind == "pairs" else DialogLine)
 
 
 def check_choices(choices: Choices) -> None:
-    """ConfigError where one is unknown, or two do not go together."""
+    """ConfigError where a choice is unknown, or two contradict each other."""
     for name, valid in (("kind", KINDS), ("train_on", TRAIN_ON), ("too_long", TOO_LONG)):
         if getattr(choices, name) not in valid:
             value = getattr(choices, name)
@@ -145,7 +145,7 @@ def check_choices(choices: Choices) -> None:
 
 
 def samples_of(line: DialogLine, choices: Choices) -> list[Rendered]:
-    """Samples of a line, of a pair the better answer first. LineRefused says why there are none."""
+    """Samples of a line, a pair's chosen answer first. LineRefused says why there are none."""
     try:
         if isinstance(line, PairLine):
             return _pair(line, choices)
@@ -155,7 +155,7 @@ def samples_of(line: DialogLine, choices: Choices) -> list[Rendered]:
             raise LineRefused("no query", "no user message but tools' results: nothing is answered")
         chosen = parts if choices.train_on == "all" else parts[-1:]
         return [_rendered(part, line, choices) for part in chosen]
-    except (ValueError, RecursionError) as error:  # ChatError, numbers and depths JSON cannot take
+    except (ValueError, RecursionError) as error:  # ChatError, numbers and depths beyond JSON
         raise LineRefused("not renderable", str(error) or type(error).__name__) from None
 
 
@@ -206,7 +206,7 @@ def _rendered(messages: Sequence[Message], line: DialogLine, choices: Choices) -
 
 
 def _mode_of(turn: Turn) -> str:
-    """Of MODES, by the think block of an answer."""
+    """The mode, of MODES, that an answer's think block shows."""
     emitted = turn.emitted or ""
     if emitted.startswith(THINK):
         block = emitted[len(THINK) : emitted.index(END_THINK)]
@@ -235,7 +235,7 @@ def _weight(weight: float | None) -> float:
 
 
 def _check_messages(messages: Sequence[Message], line: DialogLine) -> None:
-    """LineRefused where roles are out of order, or an answer is none; ChatError of `check`."""
+    """LineRefused where roles are out of order or an answer is empty; ChatError of `check`."""
     check(messages, line.tools)
     before, called = "", False
     for k, message in enumerate(messages):
@@ -256,7 +256,7 @@ def _check_messages(messages: Sequence[Message], line: DialogLine) -> None:
 
 
 def _check_answer(k: int, message: Message) -> bool:
-    """Whether the message calls tools. LineRefused where it is empty or its parts make no sense."""
+    """Whether the message calls tools. LineRefused where it is empty or its parts conflict."""
     _check_thinking(k, message, message.get("content") or "")
     _, answer = reasoning_and_content(message)
     calls = message.get("tool_calls")
@@ -279,7 +279,7 @@ def _check_answer(k: int, message: Message) -> bool:
 
 
 def _check_thinking(k: int, message: Message, content: str) -> None:
-    """One think block at most, closed, at the beginning: rendering would drop or nest the rest."""
+    """Allow one closed think block at the beginning: rendering would drop or nest any other."""
     named = [message[name] for name in REASONING if message.get(name) is not None]
     texts = [*named, content]
     if not named and END_THINK in content and (thought := _THOUGHT.fullmatch(content)):

@@ -4,8 +4,8 @@
     engine.train_step(with_targets(batch, ids_BSK, log_probs_BSK, log_rest_BS), objective, rate)
 
 The loss of a position is share · KL(teacher ‖ student) + (1 - share) · cross-entropy. The KL is
-that of K + 1 bins: the teacher's K most probable ids, and all others together (`divergences.py`).
-The student's side comes of one pass over its logits, which never exist as a whole.
+over K + 1 bins: the teacher's K most probable ids, and all others together (`divergences.py`). The
+student's side is computed in one pass over its logits, which never exist as a whole.
 
 At a temperature both sides' logits are divided by it in the KL, the cross-entropy stays as it is,
 and the KL is not multiplied by the temperature's square: as in GKD (2306.13649).
@@ -27,7 +27,7 @@ METRICS = ("kl", "cross_entropy", "teacher_mass", "student_mass")
 
 
 def distilled(top_k: int, temperature: float = 1.0, share: float = 1.0) -> Objective:
-    """The objective, for batches `with_targets` of top_k ids; ValueError for a share that is none.
+    """The objective, for batches `with_targets` of top_k ids. ValueError: share outside (0, 1].
 
     share: of the KL, above 0 to 1; the rest is cross-entropy's. Reported: kl and cross_entropy,
     unscaled, and the mass of teacher and student on the K ids.
@@ -38,7 +38,7 @@ def distilled(top_k: int, temperature: float = 1.0, share: float = 1.0) -> Objec
     def values(outputs: Outputs, batch: TokenBatch) -> Values:
         parts = compared(outputs, batch.extra)
         loss_BS = parts["kl"]
-        if share < 1:  # where it is 1 the label has no part in the gradient
+        if share < 1:  # at 1 the label does not enter the gradient
             loss_BS = share * loss_BS + (1 - share) * parts["cross_entropy"]
         return {"soft_targets": loss_BS, **parts}
 

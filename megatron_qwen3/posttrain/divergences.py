@@ -1,4 +1,4 @@
-"""How far a student is from its teacher: pure losses of log-probabilities, one number per position.
+"""Divergences of student and teacher: pure functions of log-probabilities, one value per position.
 
     loss_BS = forward_kl(student_BSV, teacher_BSV)
     student_BSN, teacher_BSN = with_rest(log_q_BSK), with_rest(log_p_BSK)    # N = K + 1 bins
@@ -26,7 +26,7 @@ _NO_MASS = -1e4  # a log-probability whose exp is 0 in every dtype, and whose di
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ p (log p - log q) over the last dimension of log-probabilities.
 
-    What p gives no mass counts nothing, whatever q gives it.
+    An entry with p = 0 counts nothing, whatever q it has.
     """
     return _mean_under(teacher, teacher - student)
 
@@ -48,7 +48,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
         return forward_kl(student, teacher)
     if beta == 1:
         return reverse_kl(student, teacher)
-    # Where both give no mass, the slope of log (0 + 0) would be NaN, and 0 · NaN is that of all.
+    # Where both are 0, the slope of log (0 + 0) would be NaN, and 0 · NaN spoils the gradient.
     is_none = torch.isneginf(student) & torch.isneginf(teacher)
     student, teacher = (x.masked_fill(is_none, _NO_MASS) for x in (student, teacher))
     mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
@@ -66,9 +66,9 @@ def with_rest(log_probs: Tensor, log_rest: Tensor | None = None) -> Tensor:
 
 
 def rest_of(log_probs: Tensor) -> Tensor:
-    """log (1 - Σ exp) over the last dimension: what the probabilities leave to all other ids.
+    """log (1 - Σ exp) over the last dimension: the probability of all other ids together.
 
-    A rest r is known to epsilon / r only, since the sum is rounded; whoever has the logits knows it
+    A rest r is known to epsilon / r only, since the sum is rounded; the logits give it
     better (`Logits.scores`). Of a sum within rounding of 1, or above, the rest is the dtype's
     epsilon, with the slope that belongs to it, -exp / epsilon.
     """
@@ -80,9 +80,9 @@ def rest_of(log_probs: Tensor) -> Tensor:
 def top_k_without_rest(
     student: Tensor, teacher: Tensor, least_log_prob: float | None = None
 ) -> Tensor:
-    """Σ p (log p - log q) over the teacher's K ids alone, which may be negative: for comparisons.
+    """Σ p (log p - log q) over the teacher's K ids alone, which may be negative; for comparisons.
 
-    As verl has it, before it cuts values below 0 off. least_log_prob: raises both sides to it.
+    As in verl before it clamps at 0. least_log_prob: a floor for both sides.
     """
     if least_log_prob is not None:
         student, teacher = (x.clamp_min(least_log_prob) for x in (student, teacher))

@@ -1,20 +1,21 @@
-"""Many conversations to ids and masks at once, with the ids that `chat.ChatTokenizer` gives.
+"""Encodes many conversations at once to ids and masks, with the ids of `chat.ChatTokenizer`.
 
     encoder = ChatEncoder("runs/tokenizer")
     encoded = encoder.encode([turns_to_train(messages, tools, True), ...])   # of chat.py
     encoded.tokens, encoded.lengths, encoded.trained                         # end to end
 
-`ChatTokenizer` finds where in a turn the model begins to speak from the offsets of its tokens,
-which only Hugging Face's tokenizers give, at a thirtieth of the speed of others. Here a text is cut
-before it is encoded, at places at which that changes no token:
+`ChatTokenizer` finds the place in a turn where the model begins to speak from the offsets of its
+tokens, which only Hugging Face's tokenizers give, at a thirtieth of the speed of others. Here a
+text is cut before it is encoded, at places where a cut changes no token:
 
-- at the tags of MARKUP, which are cut out of a text before anything else looks at it, but not out
-  of what a tool says;
-- after the line end with which a turn's given part ends, unless white space with another line end
+- at the tags of MARKUP, which the tokenizer takes out of a text before it splits the rest; except
+  within a tool's response;
+- after the line end that closes a turn's given part, unless white space with another line end
   follows: Qwen's pattern takes a run of white space up to its last line end for one piece, and no
   other piece goes past a line end. NFC, too, joins nothing with a line end.
 
-Where it does follow, and for tokenizers of another pattern, ChatTokenizer does the turn. No torch.
+Where white space follows, and for tokenizers of another pattern, ChatTokenizer encodes the turn. No
+torch.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class EncodedDialogs(NamedTuple):
 
 
 class ChatEncoder:
-    """Of a folder or tokenizer.json. engine, compare: as of data_prep.tokenizer.DocumentTokenizer.
+    """Encoder of a folder or tokenizer.json. engine, compare: of data_prep.tokenizer.
 
-    note: why it is slow with this tokenizer, or "". ConfigError where it cannot be read, or has no
-    tokens for chat.
+    note: why it is slow with this tokenizer, or "". ConfigError where the file cannot be read or
+    has no tokens for chat.
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class ChatEncoder:
 
     @cached_property
     def chat(self) -> ChatTokenizer:
-        """The reference, which is asked where a text cannot be cut."""
+        """The reference tokenizer, used where a text cannot be cut."""
         return ChatTokenizer(load(self._path))
 
     def encode(self, dialogs: Iterable[Sequence[Turn]]) -> EncodedDialogs:
-        """Trained is what the model emits in the turns that are no history, with `<|im_end|>`."""
+        """Ids and masks; trained are the model's tokens in non-history turns, `<|im_end|>` too."""
         pieces = _Pieces(self)
         for turns in dialogs:
             for turn in turns:
@@ -116,13 +117,13 @@ class ChatEncoder:
             pieces.add_ids((self._turn_start,), False)
             for _, text, is_result in turn.stretches:
                 if is_result:
-                    pieces.add_text(text, False)  # in which no tag is one
+                    pieces.add_text(text, False)  # a tag in it is plain text
                 else:
                     self._add_text(pieces, text, False)
             pieces.add_ids((self._turn_end, *self._after_turn), False)
 
     def _begun(self, given: str) -> list[int]:
-        """Ids of a turn up to where the model goes on, which are always the same few."""
+        """Ids of a turn up to where the model goes on: one of a few constant prefixes."""
         if (known := self._given.get(given)) is None:
             ids = self.encode([[Turn(given)]]).tokens.tolist()
             known = self._given[given] = ids[: -1 - len(self._after_turn)]
@@ -152,9 +153,9 @@ class _Pieces:
         self._encoder = encoder
         self._texts: list[str] = []
         self._ids: list[int] = []
-        self._sizes: list[int] = []  # of each piece; 0: the next text
+        self._sizes: list[int] = []  # tokens of each piece; 0: a text still to be encoded
         self._trained: list[bool] = []
-        self._ends: list[int] = []  # of each dialog, in pieces
+        self._ends: list[int] = []  # after how many pieces each dialog ends
 
     def add_text(self, text: str, trained: bool) -> None:
         if text:
@@ -193,7 +194,7 @@ def _continues_line_ends(text: str) -> bool:
 
 
 def _is_qwens(spec: dict[str, Any]) -> bool:
-    """Whether a text may be cut where the module says."""
+    """Whether this tokenizer splits as Qwen's does, so that texts may be cut as described above."""
     qwens = json.loads(untrained().to_str())
     same = all(spec.get(part) == qwens[part] for part in ("normalizer", "pre_tokenizer"))
     tags = [token for token in spec["added_tokens"] if token["content"] in MARKUP]

@@ -3,10 +3,10 @@
     with Endpoint("http://localhost:8000/v1#qwen3", EndpointLimits(concurrency=32)) as endpoint:
         for number, answers in endpoint.answers(requests): ...
 
-Nothing of what comes back is taken on trust: replies have a size and a time at most, are JSON of
-the right form or an error, and every error becomes answers that say it, after as many tries as may
-help. Redirections are not followed, because the key would go with them. The key itself stands in an
-environment variable alone; where an error repeats it, it is taken out. Nothing here imports torch.
+Replies are not trusted: their size and time are bounded, they are JSON of the right form or an
+error, and after the retries that may help an error becomes an answer that states it. Redirections
+are not followed, because the key would go with them. The key stands only in an environment
+variable; it is removed from errors that repeat it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from megatron_qwen3.posttrain.replies import (
 )
 from megatron_qwen3.posttrain.wire import Failure, Senseless, Unreachable, Wire
 
-# Of a request's body, what an endpoint may not know, with what that does to the answers. A budget
-# of thinking is not among them: answers without it are answers to another question.
+# Fields of a request that an endpoint may not support, with the effect of leaving each out. A
+# budget of thinking is not among them: answers without it are answers to another question.
 _OPTIONAL = {
     "top_k": "answers are drawn without top_k",
     "chat_template_kwargs": "whether to think is left to the endpoint",
@@ -42,19 +42,19 @@ _OPTIONAL = {
     "temperature": "the endpoint draws at a temperature of its own",
 }
 _MOST_LISTED = 20  # models in an error
-_LENGTH = "max_tokens"  # which some endpoints call max_completion_tokens
+_LENGTH = "max_tokens"  # some endpoints call it max_completion_tokens
 
 
 class Named(NamedTuple):
-    """What a person sets of an endpoint, as errors call it. model: empty is #MODEL after the
-    address; key: where the variable of its key is set, empty where it is always the same."""
+    """An endpoint's settings as errors name them: the address; the model, empty for #MODEL after
+    the address; the setting of the key's variable, empty where the variable is fixed."""
 
     address: str = ""
     model: str = ""
     key: str = "--key-variable"
 
 
-UNNAMED = Named()  # of a command's option, which is an address
+UNNAMED = Named()  # for a command whose option is an address
 
 
 class Endpoint:
@@ -71,7 +71,7 @@ class Endpoint:
         self.notes: list[str] = []
         self._left_out: set[str] = set()
         self._lock = threading.Lock()
-        self._locked_out = ""  # why no request has to be sent any more
+        self._locked_out = ""  # the reason to send no more requests
         self.wire = Wire(self.address, limits, _key(limits.key_variable))
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class Endpoint:
         raise AssertionError("an endpoint has no other ranks")
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
-        """(number, answers) as they come; no more requests are read than are under way."""
+        """Yields (number, answers) as they arrive; reads a request only when it can be sent."""
         done: queue.Queue[tuple[int, list[Answer]]] = queue.Queue()
         todo: queue.Queue[tuple[int, Request] | None] = queue.Queue()
         threads = [
@@ -115,8 +115,8 @@ class Endpoint:
                 todo.put(None)
 
     def check(self, request: Request) -> None:
-        """Ask it once. ConfigError, in a line that names what is set wrong, where it does not
-        answer; it is to be entered before."""
+        """Send one request, after entering. ConfigError names the setting at fault where the
+        endpoint does not answer."""
         try:
             self._several(request, 1, request.seed)
         except (Failure, RequestRefused) as error:
@@ -131,12 +131,12 @@ class Endpoint:
             number, request = numbered
             try:
                 answers = self._samples(request)
-            except Exception as error:  # whatever it is, whoever waits is told
+            except Exception as error:  # hand any error to the waiting caller
                 answers = failed(request, f"{type(error).__name__}: {error}")
             done.put((number, answers))
 
     def _samples(self, request: Request) -> list[Answer]:
-        """Samples together where the endpoint gives several, else one after the other."""
+        """All samples in one request where the endpoint allows it, else one by one."""
         found: list[Answer] = []
         if self._locked_out:
             return [_locked_out(self._locked_out)] * request.samples
@@ -152,7 +152,7 @@ class Endpoint:
         return found
 
     def _several(self, request: Request, samples: int, seed: int) -> list[Answer]:
-        """At least one answer: endpoints may refuse to give several, in words of their own."""
+        """At least one answer: an endpoint may refuse `n` above 1, in words of its own."""
         try:
             return self._ask(request, samples, seed)
         except RequestRefused:
@@ -165,8 +165,8 @@ class Endpoint:
     def _ask(self, request: Request, samples: int, seed: int) -> list[Answer]:
         """At least one answer, or Failure, or RequestRefused.
 
-        What a refusal names is left out of this request, and of later ones where that helps: who
-        only quotes a request that is wrong otherwise changes nothing for the others.
+        Fields that a refusal names are left out of this request, and of later ones only if it then
+        succeeds: a refusal that merely quotes the request changes nothing for the others.
         """
         without: set[str] = set()
         while True:
@@ -184,7 +184,7 @@ class Endpoint:
                 return answers
 
     def _forget(self, name: str) -> None:
-        """Leave a field out from now on, and say so once."""
+        """Leave a field out of all later requests, with one note."""
         with self._lock:
             if name not in self._left_out:
                 self._left_out.add(name)
@@ -220,7 +220,7 @@ class Endpoint:
 
     @property
     def _told(self) -> str:
-        """The address, after its setting where it has one."""
+        """The address, preceded by its setting where there is one."""
         return f"{self._named.address} = {self.address}" if self._named.address else self.address
 
     @property
@@ -230,8 +230,8 @@ class Endpoint:
         return f"name one, as {self.address}#MODEL"
 
     def fault(self, error: Failure | RequestRefused) -> str:
-        """Why it does not answer, and what to look at. Whether it has a model of this name is asked
-        where that may be why."""
+        """Why the endpoint does not answer, and the setting to look at. After a refusal this asks
+        the endpoint whether it serves a model of that name."""
         if isinstance(error, LockedOut):
             return f"{self._told}: {error}; {self._about_key()}"
         if isinstance(error, Unreachable):
@@ -250,7 +250,7 @@ class Endpoint:
         return f"{self._told} does not answer ({error})"
 
     def _served(self) -> list[str]:
-        """The models that it says it serves; none where it does not say."""
+        """The models that the endpoint lists; empty where it lists none."""
         try:
             return self.wire.ask("/models", None, models_of)
         except (Failure, RequestRefused):
@@ -263,8 +263,7 @@ class Endpoint:
             raise ConfigError(self.fault(error)) from None
         except (Failure, RequestRefused) as error:
             raise ConfigError(
-                f"{self._told}: which models it serves is not to be known ({error}); "
-                f"{self._how_to_name}"
+                f"{self._told}: it does not list its models ({error}); {self._how_to_name}"
             ) from None
         if len(names) != 1:
             listed = ", ".join(names[:_MOST_LISTED]) or "none"
@@ -279,7 +278,7 @@ def _locked_out(reason: str) -> Answer:
 
 
 def _named(message: str, body: Mapping[str, Any]) -> set[str]:
-    """What an error names of the body that could be left out; a letter counts in quotes alone."""
+    """Optional fields of the body that an error message names; `n` counts only in quotes."""
     quoted = {f"{quote}n{quote}" for quote in "'\"`"}
     named = {name for name in _OPTIONAL if len(name) > 1 and name in message}
     if any(text in message for text in quoted):
@@ -290,15 +289,15 @@ def _named(message: str, body: Mapping[str, Any]) -> set[str]:
 
 
 def _key(variable: str) -> str:
-    """ConfigError where it holds what no header can, which would be repeated in an error."""
+    """The key. ConfigError, without the key in it, where it has characters a header cannot have."""
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the key in {variable} has characters that no key has")
+        raise ConfigError(f"the key in {variable} has characters that an HTTP header cannot carry")
     return key
 
 
 def _checked(address: str) -> str:
-    """The address without a slash at its end. ConfigError, which does not repeat a password."""
+    """The address without a slash at its end. ConfigError never repeats a password."""
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port

@@ -1,11 +1,11 @@
-"""vLLM as a teacher: what it says of given ids, by its `/v1/completions` with `prompt_logprobs`.
+"""vLLM as a teacher: log-probabilities of given ids from `/v1/completions`, `prompt_logprobs`.
 
     with EndpointTeacher("http://localhost:8000/v1", tokenizer, 20, EndpointLimits()) as teacher:
         write(dialogs, teacher.about, 20, teacher.score)
 
-A sample is sent as ids, never as text, and each reply must be about these very ids. The server must
-allow so many log-probabilities (`--max-logprobs`, 20 by default), and one token more than a sample
-has. Its log-probabilities are those at temperature 1. No torch.
+A sample is sent as ids, never as text, and each reply must be about these ids. The server must
+allow as many log-probabilities (`--max-logprobs`, 20 by default), and a context of one token more
+than a sample has. The log-probabilities are at temperature 1. No torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_qwen3.posttrain.wire import Failure
 _MOST_DIGITS = 18  # of an id
 _CHECKED_IDS = 8
 _LEAST = -1e30  # a float32 holds it; JSON can name whole numbers that no float does
-_LEAST_REST = float(np.finfo(np.float32).eps)  # what is below it is rounding of the sum
+_LEAST_REST = float(np.finfo(np.float32).eps)  # a smaller rest is rounding of the sum
 
 
 class Told(NamedTuple):
@@ -41,14 +41,14 @@ class Told(NamedTuple):
 
 
 class EndpointTeacher:
-    """A scorer. ConfigError, when it is entered, where the endpoint does not say what it serves.
+    """A scorer. Entering raises ConfigError where the endpoint does not list its models.
 
-    tokenizer_path: of the served model's tokenizer, whose sha256 is `tokenizer`. vocab_size: above
-    all ids that it may answer with.
+    tokenizer_path: of the served model's tokenizer, whose sha256 is `tokenizer`. vocab_size: an
+    upper bound of the ids in replies.
     """
 
     leads = True
-    part_labels = 1 << 15  # they take minutes, and a stop costs no more
+    part_labels = 1 << 15  # one part takes minutes, the most that a stop loses
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class EndpointTeacher:
         raise AssertionError("an endpoint has no other ranks")
 
     def check(self) -> None:
-        """Ask it about a few ids. ConfigError, in a line, where it does not say what a run needs
-        to know of them."""
+        """Score a few ids. ConfigError, in a line, where the endpoint does not return their
+        log-probabilities."""
         ids = np.arange(min(_CHECKED_IDS, self._vocab_size))
         try:
             found = self._one(DialogSample(ids, np.ones(len(ids), bool)))
@@ -90,23 +90,23 @@ class EndpointTeacher:
             raise ConfigError(self._endpoint.fault(error)) from None
 
     def score(self, samples: Sequence[DialogSample]) -> list[Targets]:
-        """Targets of the trained labels of each sample. Unscored, ConfigError: as of `told`."""
+        """Targets of the trained labels of each sample. Raises as `told` does."""
         return [one.targets for one in self.told(samples)]
 
     def told(self, samples: Sequence[DialogSample]) -> list[Told]:
-        """What it says of the trained labels of each sample. Unscored where it refuses one, such as
-        one that is too long; ConfigError where it answers nothing."""
+        """Targets and label log-probabilities of each sample. Unscored where the endpoint refuses a
+        sample, such as one that is too long; ConfigError where it answers nothing."""
         with ThreadPoolExecutor(self._limits.concurrency) as pool:
             try:
                 found = list(pool.map(self._one, samples))
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self._endpoint.wire.stop()  # nobody waits for what is under way
+                self._endpoint.wire.stop()  # nobody waits for the open requests
                 if not isinstance(error, Failure | RequestRefused):
                     raise
                 raise ConfigError(
-                    f"{self._endpoint.address} does not score a sample: {error}; what it scored "
-                    "before is kept: start again, and it goes on"
+                    f"{self._endpoint.address} does not score a sample: {error}; whole parts are "
+                    "kept: start again to go on"
                 ) from None
         refused = [one for one in found if isinstance(one, RequestRefused)]
         if refused:
@@ -115,8 +115,8 @@ class EndpointTeacher:
         return [one for one in found if isinstance(one, Told)]
 
     def _one(self, sample: DialogSample) -> Told | RequestRefused:
-        """What is told of it, or why it is refused; Failure or ShutOut where all others will
-        fail."""
+        """The scores of a sample, or why the endpoint refused it; Failure or ShutOut where all
+        others will fail too."""
         ids, labels = sample.ids.tolist(), trained_labels(sample) + 1
         if not len(labels):
             return Told(none(self._top_k), np.zeros(0, np.float32))
@@ -153,7 +153,7 @@ class EndpointTeacher:
         )
 
     def _most_probable(self, row: Any, sent: int, place: int) -> tuple[list[int], list[float]]:
-        """The first K of a position; the token that was sent may be one more."""
+        """The K most probable ids of a position; the reply may add the token that was sent."""
         if not isinstance(row, Mapping) or str(sent) not in row:
             raise Malformed(f"prompt_logprobs of token {place} say nothing of {sent}, its id")
         pairs = sorted((-_log_prob(said), _id(token)) for token, said in row.items())
@@ -170,7 +170,7 @@ class EndpointTeacher:
 
 
 def _rows_of(reply: Any, ids: list[int]) -> list[Any]:
-    """Of each id that was sent, what the reply says of it."""
+    """The reply's log-probabilities for each id that was sent."""
     choices = reply.get("choices") if isinstance(reply, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     rows = choice.get("prompt_logprobs") if isinstance(choice, Mapping) else None
@@ -179,7 +179,7 @@ def _rows_of(reply: Any, ids: list[int]) -> list[Any]:
     back = choice.get("prompt_token_ids") if isinstance(choice, Mapping) else None
     if len(rows) != len(ids) or (back is not None and back != ids):
         raise ShutOut(
-            f"{len(ids)} ids were sent and {len(rows)} came back, or others: it tokenizes anew"
+            f"{len(ids)} ids were sent and {len(rows)} came back, or others: it retokenizes"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""Who answers: a model of ours, or any endpoint that speaks OpenAI's protocol, behind one call.
+"""One call for answers, from a model of ours or any endpoint that speaks OpenAI's protocol.
 
     with open_generator("runs/post_2_reasoning") as generator:          # a run, checkpoint, folder
         for number, answers in generator.answers(requests):             # as they finish
@@ -6,12 +6,12 @@
     open_generator("http://localhost:8000/v1")                          # the model that is served
     open_generator("https://api.example.com/v1#qwen3-32b")              # one of several
 
-A request that fails, after all retries, has answers that say why: whoever works through many goes
-on, and asks again later. Endpoints are strangers: their texts are to be shown by `shown`, and what
-they answer is nothing to rely on. The key of an endpoint stands in an environment variable.
+A request that still fails after its retries yields answers with an error; a caller of many requests
+goes on and retries it later. Texts of endpoints are not trusted: print them through `shown`. The
+key of an endpoint stands in an environment variable.
 
-Under a launcher with several ranks, those of a model of ours other than the first do nothing but
-their share: `if not generator.leads: generator.follow()`, and then leave the block.
+With several ranks, all but the first of a model of ours only serve it:
+`if not generator.leads: generator.follow()`, and then leave the block.
 
 Nothing here imports torch; a model of ours does when it is opened (`own_generator.py`).
 """
@@ -30,19 +30,19 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.posttrain import options
 
-OWN = -1  # a setting of sampling that is left to the model: Qwen3's, or the endpoint's
+OWN = -1  # a sampling setting left to its default: Qwen3's, or the endpoint's
 
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to go on with, and how. ConfigError where a value is out of range.
+    """A conversation to be answered, and how. ConfigError where a value is out of range.
 
     samples            answers, drawn with the same settings
     enable_thinking    False: the answer begins after an empty think block
-    thinking_budget    tokens of thinking at most; None is no limit of its own
-    temperature, …     None: Qwen3's own for the mode, at an endpoint what it takes by itself
+    thinking_budget    tokens of thinking at most; None: only max_tokens limits it
+    temperature, …     None: Qwen3's default for the mode; at an endpoint, its own default
     max_tokens         of an answer, thinking included
-    seed               sample k draws from (seed, k), wherever else the request stands
+    seed               sample k draws from (seed, k), independent of other requests
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -66,7 +66,7 @@ class Request:
 
 
 def said(settings: Any, unsaid: int | None = OWN) -> dict[str, Any]:
-    """What a table of settings says of sampling, or a request, whose `unsaid` is None."""
+    """The sampling settings of a table or Request that are not `unsaid`, the mark of a default."""
     values = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
     return {name: value for name, value in values.items() if value != unsaid}
 
@@ -75,12 +75,12 @@ def said(settings: Any, unsaid: int | None = OWN) -> dict[str, Any]:
 class Answer:
     """One sample.
 
-    text: as the model wrote it, with its think block; from an endpoint that hands thinking over
-    apart, put together as the model would write it. finish: "stop", or "length" where the limit cut
-    it, or "error", with the reason in `error` and nothing in `text`. ids: the tokens of the text,
-    the stop token included, where the generator tells them. is_refused: the error is of this
-    request, such as one that is too long, and says nothing of the others. is_locked_out: the
-    endpoint does not take the key, so no other request would be answered.
+    text: as the model wrote it, with its think block; from an endpoint that returns thinking apart,
+    put together as the model would write it. finish: "stop", or "length" where the limit cut it, or
+    "error", with the reason in `error` and an empty `text`. ids: the tokens of the text, the stop
+    token included, where the generator gives them. is_refused: the error is due to this request
+    (such as one that is too long), not to the endpoint. is_locked_out: the endpoint rejects the
+    key, so every other request would fail too.
     """
 
     text: str
@@ -96,17 +96,17 @@ class Answer:
 
     @property
     def content(self) -> str:
-        """What comes after the thinking; "" where thinking was cut off."""
+        """The text after the thinking; "" where thinking was cut off."""
         return split_thinking(self.text)[1]
 
 
 def failed(request: Request, reason: str, is_refused: bool = False) -> list[Answer]:
-    """The answers of a request that has none."""
+    """Answers with an error, for a request that failed."""
     return [Answer("", "error", None, reason, is_refused)] * request.samples
 
 
 def written(thinking: str, content: str, is_closed: bool = True) -> str:
-    """The text of an answer whose thinking came apart, as Qwen3 writes it.
+    """Join thinking and content as Qwen3 writes them.
 
     is_closed: False where the limit of tokens cut the thinking.
     """
@@ -120,10 +120,10 @@ def written(thinking: str, content: str, is_closed: bool = True) -> str:
 
 
 class AnyGenerator(Protocol):
-    """What `open_generator` gives: to be entered, asked, and left.
+    """The type of `open_generator`: a context manager that answers requests.
 
-    label: which model it is, wherever that runs. leads: whether this rank is the one that asks.
-    notes: what a person should know, such as a setting that an endpoint does not take.
+    label: names the model, wherever it runs. leads: whether this rank sends the requests. notes:
+    lines for the user, such as a setting that an endpoint does not support.
     """
 
     label: str
@@ -131,25 +131,25 @@ class AnyGenerator(Protocol):
     notes: list[str]
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
-        """(number of the request, its `samples` answers), as they finish, in any order."""
+        """Yields (number of the request, its `samples` answers) as they finish, in any order."""
 
     def follow(self) -> None:
-        """The other ranks' share, until the first one leaves."""
+        """Do another rank's share, until the first rank leaves."""
 
 
 @dataclass(frozen=True)
 class EndpointLimits:
-    """What an endpoint is asked for at a time, and how long it is waited for."""
+    """Load, retries and time limits of requests to an endpoint."""
 
-    concurrency: int = setting(16, "requests that wait for answers at a time", at_least=1)
+    concurrency: int = setting(16, "requests that are open at a time", at_least=1)
     tries: int = setting(6, "times that a request is sent before it counts as failed", at_least=1)
-    seconds: float = setting(600.0, "that an answer may take, each time", above=0)
+    seconds: float = setting(600.0, "seconds that each try may take", above=0)
     first_wait: float = setting(
         1.0, "seconds before the second try; then twice as long", at_least=0
     )
     longest_wait: float = setting(60.0, "seconds between two tries, at most", at_least=0)
     per_minute: float = setting(0.0, "requests a minute, at most; 0 is any number", at_least=0)
-    most_bytes: int = setting(32 << 20, "of a reply; a longer one is refused", at_least=1)
+    most_bytes: int = setting(32 << 20, "bytes of a reply; a longer one is refused", at_least=1)
     key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the key")
 
     def __post_init__(self) -> None:

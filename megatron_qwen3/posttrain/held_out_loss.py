@@ -1,8 +1,8 @@
-"""Loss on held-out dialogs: of each source, and of each mode that answers were asked for in.
+"""Loss on held-out dialogs, per source and per thinking mode.
 
-A model may learn one mode and lose the other while their mean falls: so both are told. What counts
-is each trained token, whatever its dialog weighs. A set's lines may name sources of their own, its
-labels: where there are several, and not too many to look at, each is told apart, too.
+A model may learn one mode and lose the other while their mean falls: so both are reported. Every
+trained token counts the same, whatever its dialog weighs. Lines of a set may name their own
+sources, its labels: with 2 to 24 of them, each is reported apart, too.
 
 Legend: B rows, S places, G groups: each label of each source, M modes.
 """
@@ -29,17 +29,17 @@ from megatron_qwen3.training.metrics import EvalResult
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.training.model import Model
 
-_MOST_LABELS = 24  # of a set that are told apart
+_MOST_LABELS = 24  # of a set that are reported apart
 
 
 def evaluate(
     model: Model, mixture: DialogMixture, config: Config, goes_on: Callable[[], bool]
 ) -> dict[str, EvalResult] | None:
     """Results of each source, of its labels as "source: label", of "mode thinking" and "mode
-    non-thinking" where lines say one, and of all together; equal on all ranks; {} where nothing is
-    held out.
+    non-thinking" where lines name one, and of all together; equal on all ranks; {} where nothing
+    is held out.
 
-    `goes_on` is asked on all ranks before every batch; None where it says no.
+    All ranks call `goes_on` before every batch; None once it returns False.
     """
     rows = mixture.held_out(config.eval.tokens)
     at_once = ROWS * model.layout.data
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Nats and tokens of everything that is told apart."""
+    """Nats and tokens of each source, label and mode that is reported."""
     sizes = [len(source.dialogs.sources) for source in mixture.sources]
     for source, sums_LM2 in zip(mixture.sources, torch.split(sums_GM2, sizes), strict=True):
         yield source.name, sums_LM2.sum((0, 1))
@@ -65,7 +65,7 @@ def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tens
             for label, sums_M2 in zip(source.dialogs.sources, sums_LM2, strict=True):
                 yield f"{source.name}: {label}", sums_M2.sum(0)
     for number, name in enumerate(MODES):
-        if number:  # 0 is none
+        if number:  # 0: no mode
             yield f"mode {name}", sums_GM2[:, number].sum(0)
     yield ALL_SOURCES, sums_GM2.sum((0, 1))
 
@@ -73,7 +73,7 @@ def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tens
 def _batch(
     mixture: DialogMixture, config: Config, rows: Sequence[Sequence[PackedPlace]]
 ) -> TokenBatch:
-    """The rows, each trained token of weight 1, and of each place the number of its group and
+    """The rows as a batch: weight 1 for each trained token, and each place's number of group and
     mode."""
     first_groups = [0, *accumulate(len(source.dialogs.sources) for source in mixture.sources)]
     length = config.data.sequence_length
@@ -93,7 +93,7 @@ def _sums(model: Model, batch: TokenBatch) -> Tensor:
     """Nats and tokens of each place, float64 [B·S, 2]."""
     weights_N = batch.weights_BS.double().flatten()
     log_prob_BS = model.score(batch, log_probs)["log_prob"]
-    # What has no weight may even be infinite.
+    # The loss at a place of weight 0 may even be infinite.
     nats_N = torch.where(weights_N != 0, -log_prob_BS.cpu().double().flatten(), 0.0)
     return torch.stack([nats_N, weights_N], dim=1)
 

@@ -30,7 +30,7 @@ def evaluate(
 ) -> dict[str, EvalResult] | None:
     """Results of each source, and of all, equal on all ranks; {} where nothing is held out.
 
-    `goes_on` is asked on all ranks before every batch; None where it says no.
+    All ranks call `goes_on` before every batch; None once it returns False.
     """
     rows = mixture.held_out(config.eval.tokens)
     at_once = ROWS * model.layout.data
@@ -60,7 +60,7 @@ def _batch(
 
 
 def _sums(model: Model, batch: TokenBatch, is_pair_BS: Tensor) -> Tensor:
-    """Of each pair its weighted loss and accuracy, its weight, and 1; float64 [N, 4]."""
+    """For each pair, its weighted loss and accuracy, its weight, and 1; float64 [N, 4]."""
     reward_BS = model.score(batch, scalar)["scalar"].cpu().double()
     chosen_N = reward_BS[is_pair_BS]
     rejected_N = reward_BS.gather(1, batch.extra[REJECTED])[is_pair_BS]

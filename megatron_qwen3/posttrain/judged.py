@@ -1,10 +1,10 @@
-"""Replies of a model that judges, believed only where they are what the prompt asks for.
+"""Reads a judge model's replies, and accepts only those of the form that the prompt asks for.
 
     word = word_of({"query": query, "answer": answer})       # the reply has to repeat it
-    read(answers, error, word, take)         # what `take` makes of its JSON object, or a Failed
+    read(answers, error, word, take)         # take(the reply's JSON object), or a Failed
 
 A reply is one JSON object, in a fence of Markdown or without, that repeats the word. The word is
-made of the texts that are judged, so that none of them can have it in itself. No torch.
+a digest of the judged texts, so that none of them can contain it. No torch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 
 
 class Failed(NamedTuple):
-    """A judge that did not judge; is_reply: it said something, and may say something better."""
+    """No usable verdict; is_reply: the judge did reply, so a retry may give a usable one."""
 
     reason: str
     is_reply: bool = True
 
 
 def word_of(quoted: Mapping[str, str]) -> str:
-    """A word that the quoted texts cannot have in them: it is made of them."""
+    """A word that the quoted texts cannot contain: it is a digest of them."""
     return hashlib.sha256(json.dumps(dict(quoted), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -38,9 +38,9 @@ def read(
     word: str,
     take: Callable[[Mapping[str, Any]], Any],
 ) -> Any:
-    """What `take` makes of the object of the first answer, or why there is none.
+    """`take` of the first answer's JSON object, or a Failed with the reason.
 
-    error: why there is no answer. take: None where the object is not of the form asked for.
+    error: why there is no answer. take: returns None for an object of another form.
     """
     if not answers:
         return Failed(f"no reply: {error}"[:200], is_reply=False)
@@ -64,7 +64,7 @@ def read(
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that stands there twice nobody knows which is meant."""
+    """The object's dict; ValueError for a repeated key, whose meaning is unclear."""
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a key stands there twice")
     return dict(pairs)

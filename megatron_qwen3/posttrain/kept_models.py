@@ -1,11 +1,11 @@
-"""The models that a run's objective is made of, and keeps: teacher, reference, reward model.
+"""Refuses to resume a run with another teacher, reference or reward model than it began with.
 
     check(config)               # before any rank starts
     write(config)               # once, on the first rank, when the run begins
 
-A run that goes on with another teacher trains towards something else, and nothing in its numbers
-says so. `models.json` in the run folder has a digest of each one's weights; of those that another
-machine serves nothing is known. No torch here.
+Resuming with another teacher would change the objective, and no metric would show it. So
+`models.json` in the run folder keeps a digest of each model's weights, except of models on another
+machine, which are unknown. No torch here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from megatron_qwen3.storage.whole import write_whole
 
 FILE = "models.json"
 _FILES = ("*.safetensors", "*.distcp", ".metadata", "config.json")
-_PIECES, _PIECE_BYTES = 16, 4096  # of each file of weights that are read
-_SMALL_BYTES = 1 << 20  # a file up to so large is read whole
+_PIECES, _PIECE_BYTES = 16, 4096  # how much of each file of weights is read
+_SMALL_BYTES = 1 << 20  # smaller files are read whole
 
 
 def check(config: Config) -> None:
-    """ConfigError where a run would go on with another model than it began with. The first rank
-    alone looks: all of them would read the same pieces of the same files."""
+    """ConfigError where a run would resume with another model than it began with. Only the first
+    rank checks, since all would read the same pieces of the same files."""
     file = config.run_dir / FILE
     if launcher.rank() or not (checkpoints(config.run_dir) and file.is_file()):
         return
@@ -47,10 +47,10 @@ def check(config: Config) -> None:
 
 
 def write(config: Config) -> None:
-    """Note the models of now."""
+    """Record the digests of the models that this run uses."""
     digests = {name: _digest_of(name, path) for name, path in _named(config)}
     file = config.run_dir / FILE
-    if digests or file.exists():  # there may be one of a run that was here before
+    if digests or file.exists():  # an earlier run in this folder may have left one
         write_whole(file, [json.dumps(digests, indent=1).encode()])
 
 
@@ -62,8 +62,8 @@ def _digest_of(name: str, path: str) -> str:
 
 
 def digest(folder: Path) -> str:
-    """Of a checkpoint's, or a Hugging Face folder's, small files and of pieces of the large ones:
-    training changes nearly every weight, and a copy has the same ones."""
+    """Digest of a model folder, ours or Hugging Face's: its small files, and pieces of the large
+    ones. Training changes nearly every weight, so pieces suffice; a copy has the same digest."""
     found = hashlib.sha256()
     for path in sorted({path for form in _FILES for path in folder.glob(form)}):
         size = path.stat().st_size
@@ -79,7 +79,7 @@ def digest(folder: Path) -> str:
 
 
 def _named(config: Config) -> Iterator[tuple[str, str]]:
-    """The settings that name a model of the objective, and what they say."""
+    """(setting, path) of each model that the objective uses."""
     mode, rl = config.run.mode, config.rl
     if mode == "sft" and config.sft.teacher.path:
         yield "sft.teacher.path", config.sft.teacher.path

@@ -1,7 +1,7 @@
-"""Samples that are too long: dropped, or cut where a cut teaches nothing wrong.
+"""Drops samples that are too long, or cuts them where the cut sample still teaches the right thing.
 
-    kept = limited(encoded, choices, encoder, counts)    # counts: what happened, by kind
-    kept.encoded, kept.samples                           # the rest, and which of them it is
+    kept = limited(encoded, choices, encoder, counts)    # adds to `counts`, by kind of fate
+    kept.encoded, kept.samples                           # the remaining samples, and their numbers
 
 A cut sample ends after its first `max_tokens` tokens, without the end of its turn. It is dropped
 where nothing before the cut is trained, or the cut is within a think block: a model that learns
@@ -25,7 +25,7 @@ UNTRAINED = "samples too long: dropped, as nothing before the cut is trained"
 
 
 class KeptSamples(NamedTuple):
-    """encoded: of the samples that are left; samples: their numbers among all, int64."""
+    """encoded: the remaining samples; samples: their numbers among all, int64."""
 
     encoded: EncodedDialogs
     samples: npt.NDArray[np.int64]
@@ -59,7 +59,7 @@ def limited(
 
 
 def last_only(encoded: EncodedDialogs) -> EncodedDialogs:
-    """Of each sample's trained tokens the last alone stays so: the end of its last turn."""
+    """Leave only the last of each sample's trained tokens trained: the end of its last turn."""
     places = np.where(encoded.trained, np.arange(len(encoded.trained)), -1)
     starts = np.cumsum(encoded.lengths) - encoded.lengths
     trained = np.zeros(len(encoded.trained), bool)
@@ -71,7 +71,7 @@ def last_only(encoded: EncodedDialogs) -> EncodedDialogs:
 def _fate(
     head: npt.NDArray[np.uint32], trained: npt.NDArray[np.bool_], encoder: ChatEncoder
 ) -> str:
-    """What becomes of a sample that would be cut after these tokens."""
+    """CUT, or why a sample that would be cut after these tokens is dropped."""
     if not trained.any():
         return UNTRAINED
     tags = np.flatnonzero(trained & ((head == encoder.think) | (head == encoder.end_think)))
@@ -79,7 +79,7 @@ def _fate(
 
 
 def _shortened(encoded: EncodedDialogs, lengths: npt.NDArray[np.int64]) -> KeptSamples:
-    """Of each sample its first tokens, as many as `lengths` says; none of those of no token."""
+    """The first `lengths` tokens of each sample; samples of length 0 are left out."""
     starts = np.cumsum(encoded.lengths) - encoded.lengths
     places = np.arange(len(encoded.tokens)) - np.repeat(starts, encoded.lengths)
     stays = places < np.repeat(lengths, encoded.lengths)

@@ -1,8 +1,8 @@
-"""The samples of a file of dialogs, some MB at a time, and why other lines have none.
+"""Reads a file of dialogs as batches of samples, some MB at a time, with reasons for skipped lines.
 
 for batch in read(part, choices):     # a part of data_prep.tokenization.plan
     batch.samples, batch.lines        # rendered; the line of each, from 0, within the part
-    batch.problems, batch.counts      # lines that were not taken; what else is to be counted
+    batch.problems, batch.counts      # lines that were refused; further counts
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IS_PAIR = "; a line with chosen and rejected is one of --kind pairs"
 
 
 class DialogBatch(NamedTuple):
-    """num_lines: of the batch. progress: the share of the part that is read with it."""
+    """num_lines: of the batch. progress: the share of the part read so far."""
 
     samples: list[Rendered]
     lines: list[int]
@@ -41,7 +41,7 @@ class DialogBatch(NamedTuple):
 
 
 def read(part: FilePart, choices: Choices) -> Iterator[DialogBatch]:
-    """All of a part. OSError where the file cannot be read."""
+    """Yields all batches of a part. OSError where the file cannot be read."""
     decode, done = decoder(choices.kind).decode, 0
     try:
         for lines, progress in blocks(part.path, part.start, part.end, LONGEST_LINE_BYTES):
@@ -62,7 +62,7 @@ def _take(
     choices: Choices,
     batch: DialogBatch,
 ) -> None:
-    """Put the samples of line `number` of the part, from 0, into the batch, or its problem."""
+    """Add the samples of line `number` of the part, from 0, to the batch, or its problem."""
     if not line.strip():
         return
     name = ""
@@ -87,7 +87,7 @@ def _take(
 
 
 def _is_pair(line: bytes) -> bool:
-    """Whether it has the fields of one; within a text their quotes would be escaped."""
+    """Whether the line has the fields of a pair; within a text their quotes would be escaped."""
     return b'"chosen"' in line and b'"rejected"' in line
 
 

@@ -1,13 +1,13 @@
-"""On-policy distillation: a student learns from its teacher on what it writes itself.
+"""On-policy distillation: a student learns from its teacher on the student's own answers.
 
     python -m megatron_qwen3.train examples/stages/distill_2_on_policy.toml MODEL.toml
 
-The flow of a batch is that of reinforcement learning (`rl.py`), in either mode of thinking: the
-student answers tasks, the answers are written into the run folder, each update trains its share of
-them. In place of a reward the teacher says of every sampled token which it would have chosen
-(`scorers.py`), and the student moves towards it (`towards.py`). Answers that reached their limit
-are trained as others are, and no group is left out. Verifiers, of tasks that have them, say how
-often answers are right, and have no part in the loss.
+A batch flows as in reinforcement learning (`rl.py`), with thinking or without: the student answers
+tasks, the answers are written into the run folder, each update trains its share of them. In place
+of a reward the teacher gives its distribution over each sampled token (`scorers.py`), and the
+student moves towards it (`towards.py`). Answers that reached their limit are trained as others are,
+and no group is left out. Verifiers, of tasks that have them, measure how often answers are right
+and do not enter the loss.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.run import Run
 
-_OF_REWARDS = ("reward", "reward_deviation", "advantage", "zero_groups")  # no part of the loss
-_AT_START = EndpointLimits(tries=2, seconds=60.0)  # that a served teacher is asked with
+_OF_REWARDS = ("reward", "reward_deviation", "advantage", "zero_groups")  # unused here
+_AT_START = EndpointLimits(tries=2, seconds=60.0)  # for the first request to a served teacher
 
 
 def check(config: Config) -> list[SplitTasks]:
-    """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong
-    with them, or with the teacher."""
+    """The tasks that a run answers. ConfigError, before any rank starts, for every fault of the
+    tasks and of the teacher."""
     sources = sources_of(config)
     if config.distill.teacher.path:
         own = teacher_settings.tokenizer_sha256(config.data.tokenizer)
@@ -50,7 +50,7 @@ def check(config: Config) -> list[SplitTasks]:
 
 
 def _ask_teacher(config: Config) -> None:
-    """ConfigError, in a line, where a teacher that is served does not say what is asked of it."""
+    """ConfigError, in a line, where a served teacher does not return log-probabilities."""
     with served_teacher(config, _AT_START) as teacher:
         teacher.check()
 
@@ -59,14 +59,14 @@ def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint or record is intact, or a served teacher does not answer;
-    BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
+    BadBatch, SaveFailed, EvaluationFailed: the run stopped and needs a person to look.
     """
     if config.distill.teacher.url:
         of_first(partial(_ask_teacher, config))  # before a model is built
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         of_first(partial(kept_models.write, config))
         beat = partial(run.go_on, "teacher")
-        with run.waiting():  # a teacher is loaded, as long as its files are big
+        with run.waiting():  # loading a teacher takes long: it grows with its files
             scorer = scorer_of(config, layout, run.engine, beat, run.waiting)
         of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
@@ -89,14 +89,14 @@ def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A record, and the rows of each of its updates, None of one without answers."""
+    """A record, and the rows of each of its updates; None for an update without answers."""
 
     record: RolloutRecord
     rows: list[RolloutRows | None]
 
 
 def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) -> _Batch:
-    """The batch that a step is of, read or made; with lag the one after it is made now, too."""
+    """The batch of a step, read or made; with lag, this makes the next one too."""
     config, updates = run.config, run.config.batch_updates
     record = rollouts.batch(number, step)
     if config.rollouts.lag and (number + 1) * updates < config.steps:

@@ -1,4 +1,4 @@
-"""Tables of settings as options of a command: each is named, described and bounded in one place.
+"""Command-line options from tables of settings: name, help and bounds stand in one place.
 
     options.add(parser, CandidateSettings, "candidates")      # --samples, --temperature, …
     settings = options.taken(CandidateSettings, parser.parse_args())
@@ -43,14 +43,14 @@ def add(parser: argparse.ArgumentParser, table: type, title: str) -> None:
 
 
 def taken(table: type[_Table], given: argparse.Namespace) -> _Table:
-    """The settings of the table that were given. ConfigError where one is out of range."""
+    """The table with the given values. ConfigError where one is out of range."""
     values = {row.name: getattr(given, row.name) for row in fields(table)}  # type: ignore[arg-type]
     named = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return table(**named)
 
 
 def check(settings: Any) -> None:
-    """ConfigError where a setting breaks its rule; a table calls it when it is made."""
+    """ConfigError where a setting breaks its rule; called from a table's __post_init__."""
     for fault in _faults(settings):
         raise ConfigError(fault)
 
@@ -73,6 +73,6 @@ def _metavar(row: Any, kind: type) -> str:
 
 
 def _shown(default: Any) -> str:
-    """A default in the help, where a % would begin a field."""
+    """A default as help text, with % escaped."""
     text = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
     return text.replace("%", "%%")

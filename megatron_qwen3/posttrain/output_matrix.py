@@ -14,8 +14,8 @@ from megatron_qwen3.training.model import Model
 
 @torch.no_grad()
 def output_matrix(teacher: Model, student: Model) -> Tensor | None:
-    """[v, G]: the rows of the ids that this rank's slice of the student's logits has, zeros where
-    the teacher has none. None but on the student's last stage."""
+    """[v, G]: rows of the teacher's matrix for the ids of this rank's logits, zeros for ids that
+    the teacher lacks. None except on the student's last stage."""
     whole_VG = _whole(teacher)
     if not student.chunks[-1].post_process:
         return None

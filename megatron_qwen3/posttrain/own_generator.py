@@ -1,10 +1,10 @@
-"""A model of ours as a generator: its prompts are read once for all their samples.
+"""A model of ours as a generator; a prompt is read once for all its samples.
 
     with OwnGenerator(Path("runs/post_2_reasoning"), Local(rows=64)) as generator: ...
 
-The first rank asks and gets the answers. The others `follow`: whatever it generates, they do their
-share of, in any layout. What a request is answered with depends on its own seed, not on the
-requests beside it. torch is imported on entering.
+The first rank sends requests and gets the answers. The other ranks `follow`: they do their share of
+each task, in any layout. An answer depends on its request's seed, not on the other requests of its
+batch. torch is imported on entering.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BATCHES_READ = 8  # at a time, so that neighbours of a batch are about equally 
 
 @dataclass(frozen=True)
 class _Task:
-    """What all ranks do at once: one pass over prompts that are sampled alike."""
+    """One task of all ranks: a pass over prompts with the same sampling settings."""
 
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]
@@ -53,8 +53,8 @@ class OwnGenerator:
         self._source, self._config = checked(path, ["guard.hang_seconds=0", *local.local])
         self.notes: list[str] = []
         self.leads, self._rows = launcher.rank() == 0, local.rows
-        self._is_under_way = False  # a task that all ranks are at
-        self.label = label_of(self._source.path)  # of a run its checkpoint
+        self._is_under_way = False  # all ranks work on a task
+        self.label = label_of(self._source.path)  # for a run, that of its checkpoint
         self._tokenizer = tokenizer_of(self._config)
         self._chat = ChatTokenizer(self._tokenizer)
         self._ends = stop_ids(self._source, self._config, self._tokenizer)
@@ -73,7 +73,7 @@ class OwnGenerator:
         trace: TracebackType | None,
     ) -> None:
         if self.leads and not self._is_under_way:
-            self._tell(None)  # the others wait for the next task, and not within one
+            self._tell(None)  # the others wait between tasks, so they hear it
         close()
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
@@ -90,7 +90,7 @@ class OwnGenerator:
                 yield from self._answered(batch)
 
     def follow(self) -> None:
-        """Share in what the first rank generates, until it leaves."""
+        """Do this rank's share of each task, until the first rank leaves."""
         while (task := self._tell(None)) is not None:
             self._complete(task)
 
@@ -102,7 +102,7 @@ class OwnGenerator:
     def _batches(
         self, encoded: list[tuple[int, Request, list[int]]]
     ) -> Iterator[list[tuple[int, Request, list[int]]]]:
-        """Requests that one pass can answer, short ones together."""
+        """Groups of requests that one pass can answer, of similar length."""
         encoded.sort(key=lambda row: (repr(_alike(row[1])), len(row[2]), row[0]))
         for _, group in groupby(encoded, key=lambda row: _alike(row[1])):
             alike = list(group)
@@ -164,7 +164,7 @@ class OwnGenerator:
         return [completion for completions in gathered for completion in completions]
 
     def _answer(self, completion: Completion) -> Answer:
-        """Its text without the token that ended it; other control tokens stand in it as text."""
+        """The text without the token that ended it; other control tokens stay in it as text."""
         tokens = completion.tokens
         is_whole = completion.finish_reason == "stop"
         text = self._tokenizer.decode(
@@ -174,16 +174,16 @@ class OwnGenerator:
 
 
 def _alike(request: Request) -> tuple[Sampling, int, int | None]:
-    """What requests of one pass have in common: sampling without its seed, samples, budget."""
+    """The settings that requests of one pass share: sampling without seed, samples, budget."""
     thinking = thinks(request.messages, request.enable_thinking)
     sampling = replace(THINKING if thinking else NOT_THINKING, **said(request, None))
     return sampling, request.samples, request.thinking_budget
 
 
 def label_of(folder: Path) -> str:
-    """A model's folder, and a digest that another model of the same name does not have.
+    """A model's folder, and a digest that tells it from another model of the same name.
 
-    Of each file's name, size and time, and of config.json itself: weights are too large to be read.
+    The digest is of each file's name, size and time, and of config.json: weights are too large.
     """
     digest = hashlib.sha256()
     for path in sorted({path for form in _OF_A_MODEL for path in folder.glob(form)}):

@@ -6,8 +6,8 @@
         else:
             teacher.follow()
 
-The first rank asks and gets the targets; the others `follow`: whatever it scores, they do their
-share of, in any layout. torch is imported on entering.
+The first rank sends samples and gets the targets. The other ranks `follow`: they do their share of
+each task, in any layout. torch is imported on entering.
 
 Legend: R rows, S positions, K ids of each.
 """
@@ -36,8 +36,8 @@ from megatron_qwen3.posttrain.own_generator import label_of
 from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 
-_ROW_TOKENS = 8192  # places of a row that samples share; as many as the longest sample, if more
-_Rows = Sequence[Sequence[npt.NDArray[np.int64]]]  # of each row the ids of its samples
+_ROW_TOKENS = 8192  # places of a row that samples share; the longest sample's length, if greater
+_Rows = Sequence[Sequence[npt.NDArray[np.int64]]]  # for each row, the ids of its samples
 _Task = tuple[int, _Rows]
 
 
@@ -57,8 +57,8 @@ class Scoring:
 class OwnTeacher:
     """A scorer; ConfigError where the folder has no model, or the layout does not fit.
 
-    about: what `TeacherSet` tells of it. tokenizer: the sha256 of its tokenizer.json, "" where it
-    has none. leads: whether this rank is the one that asks.
+    about: entries for the TeacherSet's description. tokenizer: the sha256 of its tokenizer.json, ""
+    where it has none. leads: whether this rank sends the samples.
     """
 
     part_labels = PART_LABELS
@@ -74,7 +74,7 @@ class OwnTeacher:
         self._top_k, self._temperature = top_k, temperature
         self.tokenizer = tokenizer_sha256(self._config.data.tokenizer)
         self.about = {
-            "teacher": label_of(self._source.path),  # other weights at its place are another one
+            "teacher": label_of(self._source.path),  # other weights there get another label
             "vocab_size": vocab_size,
             "temperature": temperature,
         }
@@ -116,12 +116,12 @@ class OwnTeacher:
         return [found[n] for n in range(len(samples))]
 
     def follow(self) -> None:
-        """Share in what the first rank scores, until it leaves."""
+        """Do this rank's share of each task, until the first rank leaves."""
         while (task := self._tell(None)) is not None:
             self._scored(*task)
 
     def _packed(self, lengths: list[int]) -> Iterator[tuple[int, list[list[int]]]]:
-        """(positions of a row, rows of numbers of samples) that are scored at once."""
+        """Yields (positions of a row, rows of sample numbers), each scored in one pass."""
         if not lengths:
             return
         length = max(max(lengths), min(sum(lengths), _ROW_TOKENS))
@@ -131,7 +131,7 @@ class OwnTeacher:
             yield length, rows[start : start + size]
 
     def _tell(self, task: _Task | None) -> _Task | None:
-        """What the first rank says, on every rank."""
+        """The first rank's task, on every rank."""
         import torch.distributed as dist
 
         told: list[_Task | None] = [task]
@@ -152,7 +152,7 @@ class OwnTeacher:
 
 
 def _batch(rows: _Rows, length: int) -> Any:
-    """Rows of `length` positions: samples that do not see each other, then padding."""
+    """Rows of `length` positions: samples attend only to themselves, then padding."""
     import torch
 
     from megatron_qwen3.model.stretches import Stretches

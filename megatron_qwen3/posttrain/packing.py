@@ -1,14 +1,14 @@
-"""Which samples share a row: best fit, a pure function of the settings and of the row's number.
+"""Packs samples into rows by best fit, a pure function of the settings and of the row's number.
 
     packing = Packing([DrawnSource(lengths_N, "chat:3f2a", quota=len(lengths_N))], 4096, seed=1234)
     packing.rows(first=step * 8, count=8)       # of each row its samples, as (source, sample)
 
-Samples come in the order of a keyed permutation of their source, epoch after epoch, the sources
+Samples come in the order of a keyed permutation of their source, epoch after epoch; sources are
 mixed by their quotas as pretraining mixes its corpora. Windows of this stream, of 65,536 samples at
-most, are packed one by one: longest first, each into the row with the least room that it fits in,
-which leaves a few tenths of a percent of the places empty. The rows of a window are shuffled then.
-So memory does not grow with the number of samples but by their lengths, and a run resumes at any
-step: the windows before it are packed again to count their rows. No torch here.
+most, are packed one by one: longest first, each into the row with the least room that it fits in.
+A few tenths of a percent of the places stay empty. Then the rows of a window are shuffled. Memory
+grows with the lengths of samples, not with their number, and a run resumes at any step: the windows
+before it are packed again to count their rows. No torch here.
 
 Legend: N samples of a source.
 """
@@ -30,7 +30,7 @@ from megatron_qwen3.pretrain.order import Interleave, Shuffle, epoch_key, mixed
 
 Int64 = npt.NDArray[np.int64]
 WINDOW_SAMPLES = 1 << 16
-_MOST_DRAWN = 1 << 20  # of a source, until all have had exactly the shares of their weights
+_MOST_DRAWN = 1 << 20  # draws of a source in a period whose shares match the weights
 
 
 class PackedPlace(NamedTuple):
@@ -42,11 +42,11 @@ class PackedPlace(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DrawnSource:
-    """What is drawn of a source.
+    """The samples that a packing draws from one source.
 
     lengths_N: places that each sample takes in a row, at least 1; key: the source's identity, which
-    its order depends on; quota: how many samples are drawn in a period, and in all where the
-    packing ends.
+    its order depends on; quota: how many samples are drawn per period, or in all for a packing that
+    ends.
     """
 
     lengths_N: Int64
@@ -57,7 +57,7 @@ class DrawnSource:
 def by_weights(
     lengths: Sequence[Int64], keys: Sequence[str], weights: Sequence[float]
 ) -> list[DrawnSource]:
-    """Sources that have shares of the places of all rows in proportion to their weights."""
+    """Sources that fill places of the rows in proportion to their weights."""
     rates = [weight / float(N.mean()) for weight, N in zip(weights, lengths, strict=True)]
     quotas = [max(1, round(rate / max(rates) * _MOST_DRAWN)) for rate in rates]
     return [DrawnSource(*each) for each in zip(lengths, keys, quotas, strict=True)]
@@ -66,7 +66,7 @@ def by_weights(
 def by_epochs(
     lengths: Sequence[Int64], keys: Sequence[str], epochs: Sequence[float]
 ) -> list[DrawnSource]:
-    """Sources of which each sample is drawn as often as told, of a fraction the nearest number."""
+    """Sources whose samples are drawn `epochs` times each; a fraction is rounded to samples."""
     quotas = [max(1, round(times * len(N))) for times, N in zip(epochs, lengths, strict=True)]
     return [DrawnSource(*each) for each in zip(lengths, keys, quotas, strict=True)]
 
@@ -86,18 +86,18 @@ class Packing:
         # Windows of equal size that end with an epoch where there is one source.
         one_pass = sum(len(source.lengths_N) for source in drawn)
         self._window_samples = -(-one_pass // -(-one_pass // WINDOW_SAMPLES))
-        self._ends = [0]  # rows of the first 0, 1, 2, … windows, as far as they are known
+        self._ends = [0]  # rows of the first 0, 1, 2, … windows, as far as packed
         self._lock = threading.Lock()
         self._window = functools.lru_cache(maxsize=2)(self._packed)
 
     def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count). IndexError where they end before."""
-        with self._lock:  # a batch is read ahead in a thread of its own
+        with self._lock:  # another thread reads batches ahead
             return [self._row(number) for number in range(first, first + count)]
 
     @functools.cached_property
     def total_rows(self) -> int:
-        """How many rows there are, of a packing that ends: all of it is packed for this."""
+        """Number of rows of a packing that ends; packs all of it to count them."""
         assert self._samples is not None
         for window in range(len(self._ends) - 1, -(-self._samples // self._window_samples)):
             self._count(window)

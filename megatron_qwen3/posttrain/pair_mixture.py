@@ -1,8 +1,8 @@
-"""The sets of pairs of a run of mode reward, what of them is held out, and which share a row.
+"""Rows of mode reward: which pairs are trained, which are held out, and which share a row.
 
-    mixture = PairMixture(config)                    # ConfigError for all that is wrong with them
-    mixture.rows(step * global_batch, count)         # of each row its pairs, as (source, pair)
-    mixture.held_out(config.eval.tokens)             # rows, alike, of what is never trained on
+    mixture = PairMixture(config)                    # ConfigError names every fault of the sets
+    mixture.rows(step * global_batch, count)         # the pairs of each row, as (source, pair)
+    mixture.held_out(config.eval.tokens)             # the same for held-out pairs
 
 Both answers to a conversation lie in one row, so a row needs room for both: a pair takes as many
 places as its answers have tokens, each with the conversation before it. Every pair of every set is
@@ -32,9 +32,9 @@ Int64 = npt.NDArray[np.int64]
 class Pairs:
     """The pairs of a set that fit into rows of `length` places.
 
-    trained_M, held_out_M: their numbers in the set; fraction: of all pairs that are held out, as of
-    dialogs (`dialog_mixture.py`). too_long: pairs that do not fit, and are left out.
-    ConfigError where the set holds no pairs, or none of those to be trained fits.
+    trained_M, held_out_M: their numbers in the set; fraction: the share of pairs to hold out, as
+    for dialogs (`dialog_mixture.py`). too_long: number of pairs that do not fit and are left out.
+    ConfigError where the set holds no pairs, or no pair to be trained fits.
     """
 
     def __init__(self, dialogs: DialogSet, name: str, length: int, fraction: float) -> None:
@@ -91,7 +91,7 @@ class PairMixture:
         ]
 
     def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
-        """Rows of held-out pairs: of each source `max_tokens` places at most, but one pair."""
+        """Rows of held-out pairs: at most `max_tokens` places of each source, at least one pair."""
         places = []
         for number, source in enumerate(self.sources):
             used_M = np.cumsum(source.lengths_N[source.held_out_M])
@@ -101,11 +101,11 @@ class PairMixture:
         return [[places[n] for n in row] for row in rows]
 
     def tokens(self, place: PackedPlace) -> int:
-        """Of both answers of a pair, each with its conversation."""
+        """Tokens of both answers of a pair, each with its conversation."""
         return int(self.sources[place.source].lengths_N[place.sample])
 
     def describe(self, rows: Iterable[Iterable[PackedPlace]]) -> str:
-        """Which pairs rows hold, by source, as numbers of lines of its input, from 1."""
+        """The pairs in these rows, by source, as line numbers of its input, from 1."""
         lines: dict[int, set[int]] = {}
         for source, pair in (place for row in rows for place in row):
             line = int(self.sources[source].dialogs.dialogs_N[2 * pair]) + 1
@@ -114,7 +114,7 @@ class PairMixture:
         return dialog_mixture.told(names)
 
     def news(self) -> Iterator[str]:
-        """A line on each source for who starts the run."""
+        """One line on each source, logged when the run starts."""
         for s in self.sources:
             text = f"pairs of {s.name}: {len(s.trained_M):,} to train, {len(s.held_out_M):,} more "
             text += "are held out"

@@ -1,8 +1,8 @@
-"""Rows of pairs, as a batch has them: `arrays_of(rows, mixture, length, margin)`. No torch here.
+"""Rows of pairs as arrays of a batch: `arrays_of(rows, mixture, length, margin)`. No torch here.
 
-Each answer is a stretch of its own, with the conversation before it: it sees no other, and counts
-positions from 0; the chosen one of a pair comes first, the rejected one right after it. A reward is
-read at the token that ends its answer, which the set marks, never at padding.
+Each answer, with the conversation before it, is a document of its own: it attends to no other, and
+its positions count from 0. A pair's rejected answer follows its chosen one. A reward is read at the
+token that ends its answer, which the set marks, never at padding.
 
 Legend: B rows, S positions.
 """
@@ -22,15 +22,15 @@ from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.training.arrays import Arrays
 
 REJECTED, MARGIN, SOURCE = "rejected", "margin", "source"
-"""Extras of a batch of pairs, [B, S], read where a chosen answer ends, which is what weights are
-above 0 at: the position in the row where the pair's rejected answer ends, int64; its margin,
-float32; and the number of the pair's set, int64."""
+"""Extras of a batch of pairs, [B, S], read only where a chosen answer ends (weights above 0): the
+position in the row where the pair's rejected answer ends, int64; the pair's margin, float32; and
+the number of the pair's set, int64."""
 
 
 def arrays_of(
     rows: Sequence[Sequence[PackedPlace]], mixture: PairMixture, length: int, margin: bool
 ) -> Arrays:
-    """Rows of `length` places. margin: whether pairs keep theirs, as reward.margin says.
+    """Rows of `length` places. margin: whether pairs keep their margins (reward.margin).
 
     weights_BS: above 0 where a chosen answer ends: the pair's weight. No label is trained:
     labels_BS are the tokens again.
@@ -62,9 +62,9 @@ def arrays_of(
 
 @dataclass(frozen=True)
 class PairRows:
-    """Rows of the global batch of any step: `read(step)`. share: which, as a data rank has them.
+    """Rows of the global batch of any step: `read(step)`. share: the rows of one data rank.
 
-    Another process that is sent it opens the sets itself.
+    A process that receives it by pickle opens the sets itself.
     """
 
     config: Config

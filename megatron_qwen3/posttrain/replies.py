@@ -1,7 +1,7 @@
-"""Replies of an endpoint, as JSON, to answers: `answers_of(reply)`, `models_of(reply)`.
+"""Parses an endpoint's JSON replies to answers: `answers_of(reply)`, `models_of(reply)`.
 
-Malformed says what is wrong with one that is not as it should be: the endpoint may do better the
-next time. Nothing here imports torch.
+Malformed says how a reply breaks the protocol; a retry may get a better one. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _REASONING = ("reasoning_content", "reasoning")
 
 
 class Malformed(Exception):
-    """A reply that is not of the protocol's form."""
+    """A reply that breaks the protocol."""
 
 
 class RequestRefused(Exception):
-    """The endpoint does not take a request as it is; asking the same again is of no use."""
+    """The endpoint rejects the request; sending it again would not help."""
 
 
 class ShutOut(RequestRefused):
-    """The endpoint takes no request of ours: its key, address or model is wrong."""
+    """The endpoint rejects every request: the key, address or model is wrong."""
 
 
 class LockedOut(ShutOut):
-    """The endpoint does not take the key, or wants one."""
+    """The endpoint rejects the key, or needs one."""
 
 
 def answers_of(reply: Any) -> list[Answer]:
-    """The answers of a chat completion, one at least."""
+    """The answers of a chat completion, at least one."""
     choices = _field(reply, "choices")
     if not isinstance(choices, list) or not choices:
         raise Malformed(f"the reply has no choices: {_short(reply)}")
@@ -43,7 +43,7 @@ def answers_of(reply: Any) -> list[Answer]:
 
 
 def models_of(reply: Any) -> list[str]:
-    """Names of the models that are served."""
+    """Names of the models that the endpoint serves."""
     rows = _field(reply, "data")
     if not isinstance(rows, list):
         raise Malformed(f"the reply has no list of models: {_short(reply)}")
@@ -55,7 +55,7 @@ def models_of(reply: Any) -> list[str]:
 
 
 def parsed(body: bytes) -> Any:
-    """JSON, or Malformed: it is HTML, cut short, nested too deeply."""
+    """The body's JSON. Malformed where it is HTML, cut short or nested too deeply."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def _field(reply: Any, name: str) -> Any:
 
 
 def error_text(reply: Any) -> str:
-    """What an endpoint says is wrong, in a few words."""
+    """The endpoint's error message, shortened."""
     error = reply.get("error", reply.get("message", reply)) if isinstance(reply, Mapping) else reply
     if isinstance(error, Mapping) and isinstance(error.get("message"), str):
         error = error["message"]
@@ -126,7 +126,7 @@ def error_text(reply: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """JSON can write half of a surrogate pair, which is no character and no file takes."""
+    """Drop half surrogate pairs, which JSON can hold but no file can."""
     return text.encode("utf-8", "replace").decode()
 
 

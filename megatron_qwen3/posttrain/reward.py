@@ -1,10 +1,10 @@
-"""A reward model: which of two answers would be chosen, from one number for each.
+"""Trains a reward model: it gives an answer one number, by which two answers are compared.
 
     python -m megatron_qwen3.train examples/stages/reward_model.toml MODEL.toml
 
 The run begins with a language model (checkpoint.init_from), whose output layer a fresh scalar head
 replaces, and trains it on pairs (`pair_mixture.py`, `pair_rows.py`, `bradley_terry.py`). The loop
-is `row_loop.py`'s; `tools/score_answers.py` scores answers with what it saves.
+is `row_loop.py`'s; `tools/score_answers.py` scores answers with the trained model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from megatron_qwen3.training.run import Run
 
 
 def check(config: Config) -> PairMixture:
-    """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
-    with them."""
+    """The rows that a run trains on. ConfigError, before any rank starts, for every fault of
+    settings and sets."""
     reader.check(config)
     step = origin.check(config).step
     tokenizer_check.check_size(config)
@@ -37,8 +37,8 @@ def check(config: Config) -> PairMixture:
 def run(config: Config, layout: Layout, inputs: PairMixture) -> bool:
     """Train a reward model on this rank; False where it stopped early, to be continued.
 
-    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
-    stopped, and a person must look.
+    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: the
+    run stopped and needs a person to look.
     """
     mixture = inputs
     with Run(config, layout) as run:

@@ -2,10 +2,10 @@
 
     python -m megatron_qwen3.train examples/stages/post_2_reasoning_rl.toml MODEL.toml
 
-A step is an optimizer update. Before the first one of a batch the policy answers tasks
-(`rollouts/`), the answers are rewarded (`rewards/`), and the record of both is written into the run
-folder; each update trains its share of the record (`policy/`). So an update is a function of the
-record and of the weights, and a run that was killed anywhere goes on to the bit.
+A step is an optimizer update. Before the first step of a batch the policy answers tasks
+(`rollouts/`), verifiers or models reward the answers (`rewards/`), and the record of both is
+written into the run folder; each update trains its share of the record (`policy/`). So an update is
+a function of the record and the weights, and a run killed anywhere resumes to the bit.
 
 Legend: N rollouts, T their tokens one after another.
 """
@@ -61,7 +61,7 @@ from megatron_qwen3.training.run import Run
 
 
 def check(config: Config) -> list[SplitTasks]:
-    """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong."""
+    """The tasks that a run asks. ConfigError, before any rank starts, for every fault."""
     sources, rewards = sources_of(config), Rewards(config, config.run_dir)
     for source in sources:
         for number in range(source.tasks.size or 1):
@@ -75,8 +75,8 @@ def check(config: Config) -> list[SplitTasks]:
 
 
 def sources_of(config: Config) -> list[SplitTasks]:
-    """The sources of tasks. ConfigError where there are none, or with all that a run begins with
-    that is wrong."""
+    """The sources of tasks. ConfigError where there are none, or for any fault of the run's other
+    inputs: initial weights, kept models, records, tokenizer, engine."""
     origin.check(config)
     kept_models.check(config)
     resume.check(config)
@@ -86,7 +86,7 @@ def sources_of(config: Config) -> list[SplitTasks]:
     tokenizer = tokenizer_of(config)
     check_engine(config)
     if not config.rollouts.tasks:
-        raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
+        raise ConfigError("rollouts.tasks is empty: add at least one [[rollouts.tasks]]")
     needs_rewards, fraction = config.run.mode == "rl", config.rollouts.held_out
     sources = [
         SplitTasks.of(asked, open_source(asked.path, asked.name, needs_rewards), fraction)
@@ -100,13 +100,13 @@ def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint or record is intact, or the judge does not answer;
-    BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
+    BadBatch, SaveFailed, EvaluationFailed: the run stopped and needs a person to look.
     """
     if config.rl.judge.url:
         of_first(partial(judge.check, config.rl.judge))  # before a model is built
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         of_first(partial(kept_models.write, config))
-        with run.waiting():  # as long as its files are big
+        with run.waiting():  # loading it takes long: it grows with its files
             reference = _reference(config, layout)
         entropies = of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
@@ -130,7 +130,7 @@ def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
 
 @contextmanager
 def opened(run: Run, sources: list[SplitTasks]) -> Iterator[Rollouts]:
-    """What samples, on all ranks, and what rewards, on the first one."""
+    """The batches' Rollouts: an engine that samples, on all ranks; rewards, on the first rank."""
     config, model, tokenizer = run.config, run.engine.model, tokenizer_of(run.config)
     with ExitStack() as opening:
         signs = partial(run.go_on, "rollouts"), partial(run.beat, "rollouts"), run.waiting
@@ -142,17 +142,17 @@ def opened(run: Run, sources: list[SplitTasks]) -> Iterator[Rollouts]:
             rewards = opening.enter_context(Rewards(config, config.run_dir))
 
         with run.waiting():
-            of_first(open_rewards)  # a judge that is not there ends all ranks
+            of_first(open_rewards)  # an unreachable judge ends all ranks
         judged_by = None
         if model_settings.is_asked(config):
             alive = partial(run.beat, "rewards")
-            with run.waiting():  # as long as its files are big
+            with run.waiting():  # loading it takes long: it grows with its files
                 judged_by = RewardModel(config, run.engine.layout.world_size, alive).score
         yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by, run.waiting)
 
 
 def reference_of(config: Config) -> Path:
-    """Where the reference's weights are. ConfigError where nothing says so."""
+    """Folder of the reference's weights. ConfigError where no setting names one."""
     named = config.rl.kl.reference or config.checkpoint.init_from
     if not named:
         raise ConfigError(
@@ -163,7 +163,7 @@ def reference_of(config: Config) -> Path:
 
 
 def _reference(config: Config, layout: Layout) -> Model | None:
-    """The model that the policy is kept near to, in the policy's layout; None where none is."""
+    """The model that the KL term holds the policy near, in its layout; None without a KL term."""
     if not config.rl.kl.coefficient:
         return None
     model = Model(config, layout)
@@ -179,7 +179,7 @@ def _next(
     step: int,
     entropies: dict[int, float],
 ) -> _Batch:
-    """The batch that a step is of, read or made; with lag the one after it is made now, too.
+    """The batch of a step, read or made; with lag, this makes the next one too.
 
     BadBatch where too many batches in a row left nothing to train.
     """
@@ -200,7 +200,7 @@ def _next(
 
 
 def told(record: RolloutRecord, scoring_seconds: float) -> dict[str, float | None]:
-    """The numbers of a batch, with what its log-probs before the first update took."""
+    """The metrics of a batch, with the seconds of computing its log-probs before its updates."""
     row = summary(record)
     seconds = row["seconds"] or 0.0
     return row | {"seconds/score": scoring_seconds, "seconds": seconds + scoring_seconds}
@@ -227,8 +227,8 @@ def _train(run: Run, batch: _Batch, rows: RolloutRows, step: int, update: int) -
 def rows_of(
     run: Run, record: RolloutRecord, shares: Sequence[Sequence[int]], unit: int = 1
 ) -> list[RolloutRows | None]:
-    """The rows of each update; None of one without rollouts. unit: that their length has to be a
-    multiple of for others than the policy, too."""
+    """The rows of each update; None for an update without rollouts. unit: a factor of their length
+    that others than the policy need."""
     config, layout = run.config, run.engine.layout
     unit = math.lcm(unit, row_unit(config.parallel, config.fp8)[0])
     sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
@@ -237,10 +237,10 @@ def rows_of(
 
 @dataclass(frozen=True)
 class _Batch:
-    """A record as updates: rows of each, None of one without rollouts.
+    """A record as updates: the rows of each, None for an update without rollouts.
 
-    of_tokens: log-probs of all tokens [T], by their names in an update's extras; masked: rollouts
-    of each update's groups that are not trained; seconds: of this, to be told with its first step.
+    of_tokens: log-probs of all tokens [T], by their names in an update's extras; masked: number of
+    untrained rollouts in each update's groups; seconds: of making this, logged with its first step.
     """
 
     record: RolloutRecord
@@ -250,7 +250,7 @@ class _Batch:
 
     @classmethod
     def of(cls, run: Run, record: RolloutRecord, reference: Model | None) -> _Batch:
-        """All ranks call it: old and reference log-probs are computed here."""
+        """Computes old and reference log-probs; all ranks call it."""
         config, model, alive = run.config, run.engine.model, partial(run.beat, "log-probs")
         shares = record.updates(config.batch_updates, config.run.seed)
         rows = rows_of(run, record, shares)
@@ -267,7 +267,7 @@ class _Batch:
 
 
 def _without(record: RolloutRecord, share: Sequence[int]) -> int:
-    """Rollouts of an update's groups that have no trained token."""
+    """Number of rollouts in an update's groups that have no trained token."""
     groups = np.unique(record.group_N[list(share)])
     return int(np.isin(record.group_N, groups).sum()) - len(share)
 
@@ -275,8 +275,8 @@ def _without(record: RolloutRecord, share: Sequence[int]) -> int:
 def _penalized(
     config: Config, record: RolloutRecord, of_tokens: Mapping[str, Array]
 ) -> RolloutRecord:
-    """The record with advantages of rewards less the divergence from the reference, summed over the
-    sampled tokens of each answer."""
+    """The record, its rewards reduced by the divergence from the reference (summed over each
+    answer's sampled tokens) before advantages are computed."""
     settings = config.rl.kl
     own_T, reference_T = (torch.from_numpy(of_tokens[name]) for name in (OLD, REFERENCE))
     how = settings.estimator, settings.limit, settings.most

@@ -4,8 +4,8 @@
         train_rows(run, mixture, objective, read, judge)
     return run.is_done
 
-It is pretraining's, but for what rows are recorded and told by: `row_order.py` keeps what their
-order depends on, and a batch that is left out is named by the lines of its samples.
+It is pretraining's loop with other rows: `row_order.py` records the inputs of their order, and a
+batch that is left out is named by the input lines of its samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_qwen3.training.run import Evaluation, Run
 
 
 class RowMixture(Protocol):
-    """Rows 0, 1, 2, … of a run; `facts` is all that they depend on."""
+    """Rows 0, 1, 2, … of a run; `facts` is everything that they depend on."""
 
     facts: dict[str, Any]
 
@@ -46,9 +46,9 @@ def train_rows(
 ) -> None:
     """Train until the run's steps are done, or it is stopped.
 
-    read: this data rank's rows of a step, ahead of the step; picklable, since another process may
-    be sent it; complete: adds what cannot be read ahead, on all ranks together, right before the
-    step. judge: the evaluation.
+    read: this data rank's rows of a step, called ahead of the step; picklable, since another
+    process may run it; complete: adds values that cannot be read ahead, on all ranks together,
+    right before the step. judge: the evaluation.
     """
     config = run.config
     if run.engine.is_first_rank:
@@ -66,5 +66,5 @@ def train_rows(
             except BadBatch as error:
                 size = config.train.global_batch
                 lines = mixture.describe(mixture.rows(step * size, size))
-                samples = "the samples of the batch are, by the lines of what was tokenized,"
+                samples = "the samples of the batch, by the lines of the tokenized files, are"
                 run.leave_out(step, f"{error}; {samples} {lines}")

@@ -1,10 +1,10 @@
-"""What the order of a run's rows depends on, kept in its folder: rows.json.
+"""Records in rows.json, in the run folder, the settings and data that decide a run's rows.
 
-    row_order.check(config.run_dir, step, facts)     # ConfigError where a run would go on otherwise
+    row_order.check(config.run_dir, step, facts)     # ConfigError where the rows would change
     row_order.write(config.run_dir, facts)           # once, by the rank that writes
 
-Rows are a function of settings and data, and of their number. With others of these a run that goes
-on would train some dialogs twice and others never, and nobody would see it. No torch here.
+A row is a function of settings, data and its number. If these changed when a run resumes, it would
+train some dialogs twice and others never, and nobody would notice. No torch here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from megatron_qwen3.storage.inside import parse_json, read_small
 from megatron_qwen3.storage.whole import write_whole
 
 FILE_NAME = "rows.json"
-_VERSION = 2  # also of how rows are made of the facts: another packing is another version
+_VERSION = 2  # also of the packing: rows that follow otherwise from the facts need another version
 
 
 def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
-    """ConfigError where the run has done `step` steps, above 0, by other facts, or unknown ones."""
+    """ConfigError where a run of `step` steps, above 0, used other facts, or unknown ones."""
     if not step:
         return
     path = run_dir / FILE_NAME
@@ -57,5 +57,5 @@ def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
 
 
 def write(run_dir: Path, facts: Mapping[str, Any]) -> None:
-    """Keep the facts of a run, in place of those that the folder has."""
+    """Write the facts of a run, in place of any in its folder."""
     write_whole(run_dir / FILE_NAME, [json.dumps({"version": _VERSION, "facts": facts}).encode()])

@@ -1,12 +1,12 @@
-"""Rows of samples, as a batch has them: `arrays_of(rows, mixture, length, loss)`. No torch here.
+"""Rows of samples as arrays of a batch: `arrays_of(rows, mixture, length, loss)`. No torch here.
 
-Each sample is a stretch of its own: it sees no other, and counts positions from 0. What is left of
-a row at its end is one more, which is padding. Weights are prepared so that the mean over the
-global batch, the sum of weighted losses by the sum of weights, is that of sft.loss:
+Each sample is a document of its own: it attends to no other, and its positions count from 0. The
+empty end of a row is one more document, of padding. Weights are such that the mean over the global
+batch, the sum of weighted losses divided by the sum of weights, is the mean of sft.loss:
 
-- token: each trained token weighs what its sample does;
-- dialog: the trained tokens of all samples of a dialog in its set weigh together what the dialog
-  does, each sample alike; so a dialog of many turns weighs no more than another.
+- token: each trained token has its sample's weight;
+- dialog: the trained tokens of all samples of a dialog in its set have the dialog's weight in all,
+  split evenly over its samples; so a dialog of many turns weighs no more than another.
 
 Legend: B rows, S places.
 """
@@ -54,8 +54,8 @@ def arrays_of(
 class DialogRows:
     """Rows of the global batch of any step: `read(step)`, with targets where they are stored.
 
-    share: which of its rows, as a data rank has them. Another process that is sent it opens the
-    sets itself: an open set is sent with all that is in it.
+    share: the rows of one data rank. A process that receives it by pickle opens the sets itself,
+    since an open set is pickled with all its content.
     """
 
     config: Config

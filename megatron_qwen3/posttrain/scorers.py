@@ -1,13 +1,13 @@
-"""What a teacher says of rollouts: a second model in memory, or one that is served.
+"""A teacher's scores of rollouts, from a second model in memory or from a server.
 
     scorer = scorer_of(config, layout, engine)                  # all ranks
-    batch = scorer.batch(record, rows)                          # of an update, on all ranks
+    batch = scorer.batch(record, rows)                          # of one update, on all ranks
     engine.train_step(batch, scorer.objective, rate)
 
-A model in memory scores the rows of each update right before it. What a served one says may differ
-from one time to the next, so the first rank asks once about all of a batch and keeps the answers
-beside the record, in `teacher.npz` with its address: a run that is resumed in mid-batch trains on
-the same ones, and with another teacher on what that one says.
+A model in memory scores the rows of each update right before it. A server may score the same tokens
+differently the next time, so the first rank asks it once per batch and keeps its scores beside the
+record, in `teacher.npz` with the server's address: a run resumed within a batch trains on the same
+scores; with another teacher's address it asks that one instead.
 
 Legend: T tokens of all rollouts of a record one after another, K ids of each; R rows, S positions.
 """
@@ -50,22 +50,22 @@ from megatron_qwen3.training.optim import state_tensors
 from megatron_qwen3.training.turns import DeviceTurn
 
 TEACHER_FILE = "teacher.npz"  # in the folder of a record
-_TEACHER = "teacher"  # its address, beside what it said
+_TEACHER = "teacher"  # its address, beside its scores
 Waiting = Callable[[], AbstractContextManager[object]]
-_AT_ONCE = 64  # rollouts that a served teacher is asked about before a sign of life is given
+_AT_ONCE = 64  # rollouts sent to a served teacher between two signs of life
 _ANSWER = {"ids": np.int64, "log_probs": np.float32, "log_rest": np.float32, "log_prob": np.float32}
 
 
 class Scorer(Protocol):
-    """objective: what is trained; known: how many ids, from 0 on, the teacher knows; unit: what the
-    length of rows must be a multiple of for it."""
+    """objective: the one to train; known: how many ids, from 0 on, the teacher knows; unit: the
+    length of rows must be a multiple of it."""
 
     objective: Objective
     known: int
     unit: int
 
     def batch(self, record: RolloutRecord, rows: RolloutRows) -> TokenBatch:
-        """An update's rows of this data rank with what the teacher says; all ranks call it."""
+        """An update's rows of this data rank with the teacher's scores; all ranks call it."""
         ...
 
 
@@ -76,8 +76,8 @@ def scorer_of(
     beat: Callable[[], None] = lambda: None,
     waiting: Waiting = nullcontext,
 ) -> Scorer:
-    """The one of distill.teacher. beat: is called now and then while one that is served is asked;
-    waiting: what all ranks are in until it answers. ConfigError where its weights are damaged."""
+    """The scorer of distill.teacher. beat: called now and then while a server is asked; waiting: a
+    context that all ranks hold until it answers. ConfigError where its weights are damaged."""
     if config.distill.teacher.url:
         return ServedScorer(config, engine.data_rank, beat, waiting)
     return OwnScorer(config, layout, engine)
@@ -133,8 +133,9 @@ class OwnScorer:
 
 
 class ServedScorer:
-    """vLLM, which the first rank asks about all rollouts of a batch, once. beat: is called on all
-    ranks before each part of the questions; waiting: what they are in until it is answered."""
+    """vLLM, which the first rank asks once about all rollouts of a batch. beat: called on all ranks
+    before each part of the requests; waiting: a context that they hold until the replies are
+    there."""
 
     def __init__(
         self,
@@ -172,11 +173,11 @@ class ServedScorer:
         shapes = _shapes(record, towards.ids_of(self._config.distill))
         if {name: x.shape for name, x in found.items()} != shapes:
             why = fault if not found else "other tokens, or another distill.top_k"
-            raise ConfigError(f"{path}: not what a teacher said of this batch: {why}; remove it")
+            raise ConfigError(f"{path}: no teacher's scores of this batch: {why}; remove it")
         return found
 
     def _has_said(self, path: Path) -> bool:
-        """Whether the teacher of now answered already; what another one said is asked again."""
+        """Whether the present teacher's scores are stored; those of another one are not used."""
         if not path.exists():
             return False
         url = self._config.distill.teacher.url
@@ -185,9 +186,9 @@ class ServedScorer:
         except LookupError:  # none is named
             return True
         except (OSError, ValueError, zipfile.BadZipFile):
-            return True  # it is told where it is read
+            return True  # reading the scores reports the fault
         if of != url:
-            tell(f"note: {path} is what {of} said: distill.teacher.url = {url} is asked instead")
+            tell(f"note: {path} has the scores of {of}: asking distill.teacher.url = {url} instead")
         return of == url
 
     def _ask(self, record: RolloutRecord, path: Path) -> None:
@@ -202,7 +203,7 @@ class ServedScorer:
         of_first(partial(_write, path, named))
 
     def _ask_about(self, numbers: Array, record: RolloutRecord, found: dict[str, Array]) -> None:
-        """Have what the teacher says of some rollouts in its places."""
+        """Put the teacher's scores of some rollouts into `found`, at their places."""
         with served_teacher(self._config, EndpointLimits()) as teacher:
             told = teacher.told([_sample(record, n) for n in numbers])
         for n, (targets, label_log_probs) in zip(numbers, told, strict=True):
@@ -213,7 +214,7 @@ class ServedScorer:
 
 
 def served_teacher(config: Config, limits: EndpointLimits) -> EndpointTeacher:
-    """The one of distill.teacher.url, to be entered. It may say any id that the student has."""
+    """The teacher of distill.teacher.url, to be entered; it may reply any id of the student."""
     return EndpointTeacher(
         config.distill.teacher.url,
         config.data.tokenizer,
@@ -236,15 +237,15 @@ def _shapes(record: RolloutRecord, K: int) -> dict[str, tuple[int, ...]]:
 
 
 def _sample(record: RolloutRecord, n: int) -> DialogSample:
-    """Rollout n, as a teacher is asked about its sampled tokens."""
+    """Rollout n as a sample for a teacher to score; its sampled tokens are the trained ones."""
     prompt, tokens = record.prompt(n), record.tokens(n)
     trained = np.concatenate([np.zeros(len(prompt), bool), record.sampled[record.places(n)]])
     return DialogSample(np.concatenate([prompt, tokens]).astype(np.int64), trained)
 
 
 def without_unknown(record: RolloutRecord, known: int) -> RolloutRecord:
-    """The record, in which answers with an id that the teacher does not know are not trained, as
-    the batch left them out if it was made for this teacher."""
+    """The record with answers untrained that have an id unknown to the teacher. A batch that was
+    made for this teacher left them out already."""
     places_N = record.lengths_N + record.prompt_lengths_N
     has_unknown_N = records.any_beyond(record.ids, places_N, known)
     return replace(record, is_trained_N=record.is_trained_N & ~has_unknown_N)

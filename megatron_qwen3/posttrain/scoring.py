@@ -1,7 +1,7 @@
 """Rewards of answers by a reward model in any layout: `scores(model, answers, row_tokens=8192)`.
 
-Answers share rows by best fit, each apart from the others; the data ranks share the rows. All ranks
-call it with the same answers and get all the scores.
+Answers share rows by best fit and attend only to themselves; data ranks share the rows. All ranks
+call it with the same answers and get all scores.
 """
 
 import math
@@ -19,13 +19,13 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import share_of_rank
 from megatron_qwen3.training.model import Model
 
-_UNIT = 64  # places; rows of similar lengths need fewer shapes of memory
+_UNIT = 64  # places; rounding row lengths up to it gives fewer shapes of memory
 
 
 def scores(model: Model, answers: Sequence[Ids], row_tokens: int) -> list[float]:
     """The reward of each answer, at its last id, in order.
 
-    row_tokens: places of a row; a longer answer has longer rows with it.
+    row_tokens: places of a row; a longer answer lengthens the rows of its batch.
     """
     lengths_N = np.array([len(ids) for ids in answers], np.int64)
     length = max(int(lengths_N.max()), min(row_tokens, int(lengths_N.sum())))
@@ -45,7 +45,7 @@ def scores(model: Model, answers: Sequence[Ids], row_tokens: int) -> list[float]
 
 
 def _batch(rows: Sequence[Sequence[int]], answers: Sequence[Ids], length: int) -> TokenBatch:
-    """Rows of answers; weights_BS is 1 where one ends, and extra `answer` its number there."""
+    """Rows of answers; where one ends, weights_BS is 1 and extra `answer` is its number."""
     tokens_BS, answer_BS = torch.zeros(2, len(rows), length, dtype=torch.int64)
     weights_BS = torch.zeros(len(rows), length)
     valid_BS = torch.zeros(len(rows), length, dtype=torch.bool)

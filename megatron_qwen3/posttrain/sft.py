@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: rows of dialogs, of which the assistant's own tokens are trained.
+"""Supervised fine-tuning: trains the assistant's own tokens of rows of dialogs.
 
     python -m megatron_qwen3.train examples/stages/post_1_cold_start.toml MODEL.toml
 
@@ -35,8 +35,8 @@ from megatron_qwen3.validate_posttrain import TAUGHT
 
 
 def check(config: Config) -> DialogMixture:
-    """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
-    with them."""
+    """The rows that a run trains on. ConfigError, before any rank starts, for every fault of
+    settings and sets."""
     reader.check(config)
     step = origin.check(config).step
     tokenizer_check.check_size(config)
@@ -51,13 +51,13 @@ def check(config: Config) -> DialogMixture:
 def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
-    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
-    stopped, and a person must look.
+    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: the
+    run stopped and needs a person to look.
     """
     mixture = inputs
     with Run(config, layout) as run:
         of_first(partial(kept_models.write, config))
-        with run.waiting():  # a teacher is loaded, as long as its files are big
+        with run.waiting():  # loading a teacher takes long: it grows with its files
             stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
         read = DialogRows(config, run.engine.share, mixture, stored)
         judge = partial(evaluate, run.engine.model, mixture, config)
@@ -67,11 +67,11 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
 
 
 def objective(config: Config) -> Objective:
-    """What sft.objective trains, optim.z_loss with it; the mean is that of sft.loss by the weights
-    of the rows.
+    """The objective of sft.objective and optim.z_loss; the rows' weights make its mean that of
+    sft.loss.
 
-    Metrics: trained_tokens of the global batch, and `filled`, the share of its places that is no
-    padding; with a teacher those of `distill.distilled`.
+    Metrics: trained_tokens of the global batch, and `filled`, the share of its places that are not
+    padding; with a teacher, those of `distill.distilled`.
     """
     base, coefficient = _of_tokens(config.sft), config.optim.z_loss
 
@@ -86,7 +86,7 @@ def objective(config: Config) -> Objective:
 
 
 def _of_tokens(sft: SftConfig) -> Objective:
-    """What sft.objective says of each token.
+    """The loss per token of sft.objective.
 
     dft weighs its cross-entropy by its probability, which is not differentiated (arXiv 2508.05629).
     """

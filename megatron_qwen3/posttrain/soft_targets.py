@@ -1,10 +1,10 @@
-"""Where a run's soft targets come from: beside its dialog sets, or from a teacher in memory.
+"""Finds a run's soft targets: stored beside its dialog sets, or from a teacher in memory.
 
     soft_targets.check(config, mixture)                       # before any rank starts
     stored, teacher = soft_targets.sources(config, layout, mixture, engine.data_rank)
 
-With sft.teacher.path the teacher is a model that scores each batch before its step; without it,
-what `tools/build_dialogs.py teacher` left beside each set is read with the rows.
+With sft.teacher.path a model in memory scores each batch before its step. Without it, the targets
+that `tools/build_dialogs.py teacher` wrote beside each set are read with the rows.
 """
 
 from megatron_qwen3 import launcher
@@ -19,7 +19,7 @@ from megatron_qwen3.validate_posttrain import TAUGHT
 
 
 def check(config: Config, mixture: DialogMixture) -> None:
-    """ConfigError where there is no teacher, or none that fits sets, student or ranks."""
+    """ConfigError where there is no teacher, or it does not fit sets, student or ranks."""
     if not config.sft.teacher.path:
         StoredTargets(config, mixture)
         return
@@ -31,7 +31,7 @@ def check(config: Config, mixture: DialogMixture) -> None:
 def sources(
     config: Config, layout: Layout, mixture: DialogMixture, data_rank: int
 ) -> tuple[StoredTargets | None, Teacher | None]:
-    """The one of both that the run has; neither where its objective has no teacher."""
+    """Either one, as the run is set; neither where its objective has no teacher."""
     if config.sft.objective not in TAUGHT:
         return None, None
     if config.sft.teacher.path:

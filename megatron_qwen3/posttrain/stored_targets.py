@@ -1,9 +1,9 @@
-"""Targets that a teacher left beside the dialog sets, for rows of samples as they are trained.
+"""Adds the targets that a teacher stored beside the dialog sets to rows of samples.
 
     stored = StoredTargets(config, mixture)           # ConfigError where a set has none that fit
     arrays = stored.with_targets(arrays_of(rows, …), rows)
 
-Places that are not trained have targets, too, of no meaning: even ones. No torch here.
+Untrained places get uniform targets, which nothing reads. No torch here.
 Legend: B rows, S places, K ids of each.
 """
 
@@ -21,7 +21,7 @@ from megatron_qwen3.training.arrays import Arrays
 
 
 class StoredTargets:
-    """Of all sets of a run."""
+    """The stored targets of all sets of a run."""
 
     def __init__(self, config: Config, mixture: DialogMixture) -> None:
         self._mixture, self._top_k = mixture, config.sft.teacher.top_k
@@ -30,7 +30,7 @@ class StoredTargets:
             _check(config, found)
 
     def with_targets(self, arrays: Arrays, rows: Sequence[Sequence[PackedPlace]]) -> Arrays:
-        """Those of a batch that was made of these rows."""
+        """The arrays of a batch, made of these rows, with their targets."""
         (B, S), K = arrays.tokens_BS.shape, self._top_k
         ids_BSK = np.broadcast_to(np.arange(K), (B, S, K)).copy()
         even = -math.log(K + 1)

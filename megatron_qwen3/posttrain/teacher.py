@@ -3,9 +3,9 @@
     teacher = Teacher(config, layout, engine.data_rank)       # all ranks, once the student is built
     outputs = teacher.scores(batch, top_k(64), partial(rows, step))     # of this rank's own rows
 
-The student's data ranks need not be the teacher's: each of the teacher's scores its own share of
-the rows, read anew, and hands it to those whose rows they are. What it says of a row depends on
-neither layout. Legend: B rows, S positions.
+The teacher may have other data ranks than the student: each of its data ranks scores its own share
+of the rows, which it reads itself, and sends the scores to the student's ranks that train them. The
+scores of a row depend on neither layout. Legend: B rows, S positions.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from megatron_qwen3.training.model import Model
 
 
 class Teacher:
-    """The model of sft.teacher.path or distill.teacher.path, filled. ConfigError where its weights
+    """The loaded model of sft.teacher.path or distill.teacher.path. ConfigError where its weights
     are damaged."""
 
     def __init__(self, config: Config, layout: Layout, data_rank: int) -> None:
@@ -43,20 +43,20 @@ class Teacher:
     ) -> Outputs:
         """The head's outputs of the student's batch, on this rank's device; all ranks call it.
 
-        rows: `rows(first, count)` of the step's global batch, alike on all ranks, of which the
+        rows: `rows(first, count)` of the step's global batch, equal on all ranks, of which the
         student's data ranks have equally many each.
         """
         total = batch.rows * self._students
         share = -(-total // self.model.layout.data)
         if self._has_same_ranks and share == batch.rows:
             return self.model.score(batch, head)
-        first = min(self.model.data_rank * share, total - 1)  # one at least, where none is left
+        first = min(self.model.data_rank * share, total - 1)  # an idle rank scores one row, too
         mine = rows(first, min(share, total - first)).padded_to(share)
         scored = self.model.score(mine, head)
         return {name: self._of_student(x, batch.rows) for name, x in scored.items()}
 
     def _of_student(self, x_BS: Tensor, count: int) -> Tensor:
-        """Of all data ranks' rows the `count` of the student's data rank; never all at once."""
+        """The `count` rows of the student's data rank, out of all; never holds all at once."""
         share, first = len(x_BS), self._mine * count
         found = x_BS.new_empty((count, *x_BS.shape[1:]))
         for row in range(share):

@@ -1,21 +1,20 @@
-"""What a teacher thinks of each trained token of a set of dialogs, on the disk.
+"""A teacher's probabilities for each trained token of a set of dialogs, on disk.
 
-    write(dialogs, about, 64, score)                  # goes on where a killed one stopped
+    write(dialogs, about, 64, score)                  # a killed run resumes where it stopped
     targets = TeacherSet(dialogs).read(17, top_k=32)
 
 PREFIX.teacher/ lies beside a set at PREFIX and is bound to it by its fingerprint. For each trained
-label, in order, it holds a record: the teacher's K most probable ids (int32), the first the most,
-their log p (float32), and log p of all other ids together (float32), 8 K + 4 bytes. Half floats
-would save a quarter of that, since ids take as much, and cost the promise that a step with stored
-targets is the step with the teacher in memory.
+label, in order, it holds a record of 8 K + 4 bytes: the teacher's K most probable ids (int32), in
+falling order, their log p (float32), and log p of all other ids together (float32). Half floats
+would save only a quarter, since ids take as much, and a step with stored targets would no longer
+equal the step with the teacher in memory.
 
     teacher.json      version, fingerprint, the teacher, top_k, temperature, counts; written first
     part_00000.npy    records of consecutive samples, `part_labels` or a few more in each file
-    samples.npy       int64 [N + 1]: where each sample's records begin, counted through all parts
-    parts.npy         int64 [parts + 1]: where each part's do
+    samples.npy       int64 [N + 1]: the first record of each sample, counted through all parts
+    parts.npy         int64 [parts + 1]: the first record of each part
 
-While it is written, the folder has a name that ends in .partial, and the parts that are there are
-whole. No torch.
+While it is written, the folder's name ends in .partial; the parts that it has are whole. No torch.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Targets(NamedTuple):
 
 
 class Unscored(ConfigError):
-    """A teacher refuses some of the samples that it was given, and may score others.
+    """The teacher refused some of the samples that it was given; it may score others.
 
     count: how many it refuses; is_all: whether it scored none of several.
     """
@@ -59,7 +58,7 @@ class Unscored(ConfigError):
         self.count, self.is_all = count, is_all
 
 
-# Targets of the trained labels of each sample, in their order; Unscored where it refuses some.
+# Targets of the trained labels of each sample, in order; Unscored where the teacher refuses some.
 Score = Callable[[Sequence[DialogSample]], Sequence[Targets]]
 
 
@@ -78,7 +77,7 @@ def folder_of(prefix: str | os.PathLike[str]) -> Path:
 
 
 def check_absent(dialogs: DialogSet) -> Path:
-    """Where targets of the set will be. ConfigError where there are some."""
+    """The folder for the set's targets. ConfigError where it exists."""
     target = folder_of(dialogs.prefix)
     if target.exists():
         raise ConfigError(f"{target} exists; remove it to have the set scored anew")
@@ -93,12 +92,12 @@ def write(
     done: Callable[[int], None] = lambda samples: None,
     part_labels: int | None = None,
 ) -> Path:
-    """Have a teacher score a whole set; the folder.
+    """Have a teacher score a whole set; returns the folder.
 
-    about: of the teacher: what would make other targets. done: told of samples that are stored.
-    part_labels: in a part, which is what a stop or a refused sample costs. ConfigError where there
-    are targets of this set already, or begun ones of something else, and, when all others are
-    stored, where the teacher refuses samples.
+    about: the settings of the teacher that change targets. done: called with a number of samples
+    when they are stored. part_labels: labels per part, the most that a stop or a refused sample
+    loses. ConfigError where the set has targets already, where other settings were begun, and, once
+    all other samples are stored, where the teacher refuses samples.
     """
     target = check_absent(dialogs)
     work = target.with_name(target.name + SUFFIX)
@@ -112,7 +111,7 @@ def write(
                 if not path.exists():
                     _write_part(path, dialogs, range(first, last), top_k, score)
             except Unscored as error:
-                if error.is_all:  # it is not the samples
+                if error.is_all:  # the fault is not in the samples
                     raise
                 refused.append(error)
             done(last - first)
@@ -132,8 +131,8 @@ def write(
 
 
 def _begin(work: Path, said: dict[str, Any], part_labels: int) -> int:
-    """Say what is being written; the labels of a part, as it was begun. ConfigError where something
-    else was begun there."""
+    """Write the settings of the targets first; returns the labels per part of the folder.
+    ConfigError where it was begun with other settings."""
     content = {"version": VERSION, **said}
     if not (work / _NAME).exists():
         write_json(work / _NAME, {**content, "part_labels": part_labels})
@@ -147,7 +146,7 @@ def _begin(work: Path, said: dict[str, Any], part_labels: int) -> int:
 def _places(
     dialogs: DialogSet, part_labels: int
 ) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
-    """Where each sample's records begin, [N + 1], and the samples of each part."""
+    """The first record of each sample, [N + 1], and the samples of each part."""
     counts = [len(trained_labels(dialogs.read(n))) for n in range(len(dialogs))]
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     borders = [0]
@@ -171,10 +170,10 @@ def _write_part(path: Path, dialogs: DialogSet, numbers: range, top_k: int, scor
 
 
 class TeacherSet:
-    """Targets of a set. ConfigError where they are missing, damaged, or of another set.
+    """The targets of a set. ConfigError where they are missing, damaged, or of another set.
 
-    top_k: stored of each label; temperature: by which the teacher's logits were divided;
-    vocab_size: above all ids; teacher: its name.
+    top_k: ids stored for each label; temperature: by which the teacher's logits were divided;
+    vocab_size: an upper bound of all ids; teacher: its name.
     """
 
     def __init__(self, dialogs: DialogSet) -> None:
@@ -202,7 +201,7 @@ class TeacherSet:
             raise ConfigError(f"{self.folder}/{_SAMPLES} is of another set; {_AGAIN}")
 
     def read(self, n: int, top_k: int) -> Targets:
-        """Of the trained labels of sample n; of more ids than asked for the last join the rest."""
+        """Targets of sample n's trained labels; stored ids beyond `top_k` are added to the rest."""
         start, end = (int(x) for x in self._samples_N1[n : n + 2])
         if start == end:
             return none(top_k)
@@ -222,13 +221,13 @@ class TeacherSet:
 
 
 def none(top_k: int) -> Targets:
-    """Of a sample without trained labels."""
+    """Targets of a sample without trained labels."""
     record = np.zeros(0, _record(top_k))
     return Targets(record["ids"], record["log_probs"], record["log_rest"])
 
 
 def shortened(targets: Targets, top_k: int) -> Targets:
-    """The first `top_k` ids of each label; what the others have is added to the rest."""
+    """The first `top_k` ids of each label; the mass of the others is added to the rest."""
     ids, log_probs, log_rest = targets
     if top_k == ids.shape[1]:
         return targets

@@ -1,9 +1,9 @@
-"""What a teacher in memory is built with, and whether student and teacher can share a vocabulary.
+"""Settings of a teacher in memory, and the check that it can share the student's vocabulary.
 
     theirs = settings_of(config, world_size)  # a Config of the teacher, in its own layout
     check(config, world_size, {"web": dialogs.tokenizer})
 
-Asked before any rank starts, and by the check of memory. No torch.
+Runs before any rank starts, and in the estimate of memory. No torch.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from megatron_qwen3.settings_posttrain import TeacherConfig
 from megatron_qwen3.settings_rl import ScoringTeacherConfig
 from megatron_qwen3.settings_rollouts import VllmConfig
 
-_NODE_RANKS = 8  # whose links are fast enough to split matrices
+_NODE_RANKS = 8  # ranks with links fast enough for tensor parallelism
 _LAYOUT = re.compile(r"\bparallel\.(tensor|pipeline|expert)\b")
 
 
 def table_of(config: Config) -> tuple[str, TeacherConfig | ScoringTeacherConfig]:
-    """The table that names the teacher of this mode, and what stands in it."""
+    """Name and content of the table that names this mode's teacher."""
     if config.run.mode == "distill":
         return "distill.teacher", config.distill.teacher
     return "sft.teacher", config.sft.teacher
 
 
 def settings_of(config: Config, world_size: int) -> Config:
-    """ConfigError where the teacher's path has no model, or its layout does not fit that model."""
+    """The teacher's Config. ConfigError where its path has no model, or its layout does not fit."""
     table, asked = table_of(config)
     try:
         own = ModelSource(Path(asked.path)).config([], 1)
@@ -62,10 +62,10 @@ def settings_of(config: Config, world_size: int) -> Config:
 def layout_of(
     asked: TeacherConfig | ScoringTeacherConfig, model: ModelConfig, length: int, world_size: int
 ) -> ParallelConfig:
-    """The layout that is asked for. What is 0 of it follows from the ranks, so that each holds as
-    few of the weights as may be: matrices on up to so many ranks as a node has, experts on all.
+    """The teacher's layout. A size of 0 follows from the ranks, so that each rank holds as few
+    weights as possible: matrices over as many ranks as a node has, experts over all.
 
-    length: of rows, which tensor ranks share out.
+    length: of rows, which tensor ranks share.
     """
     ranks = max(1, world_size // asked.pipeline)
     sizes = [model.num_query_groups, model.num_attention_heads, model.vocab_size, length]
@@ -82,16 +82,16 @@ def _largest(most: int, *sizes: int) -> int:
 
 
 def named(table: str, error: ConfigError, place: str = "") -> str:
-    """An error of a model's settings in a layout of its own, with the names that these have.
+    """A ConfigError of the teacher's settings, with the names that they have in the student's.
 
-    place: where it stands, if its text does not begin with that; the table unless it is said.
+    place: the setting at fault, where the error's text does not begin with it; default: the table.
     """
     told = _LAYOUT.sub(rf"{table}.\1", str(error))
     return told if told.startswith(f"{table}.") else f"{place or table}: {told}"
 
 
 def known_ids(config: Config) -> int:
-    """How many ids, from 0 on, the teacher of a distillation knows of the student's."""
+    """How many of the student's ids, from 0 on, the teacher of a distillation knows."""
     asked = config.distill.teacher
     if asked.url:
         return config.model.vocab_size
@@ -103,7 +103,7 @@ def known_ids(config: Config) -> int:
 def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> None:
     """ConfigError where the teacher does not fit the run's ranks, or has another vocabulary.
 
-    tokenizers: of each dialog set, or of the student, by name, the sha256 of its tokenizer.json.
+    tokenizers: the sha256 of the tokenizer.json of each dialog set, or of the student, by name.
     """
     table, asked = table_of(config)
     theirs = settings_of(config, world_size)
@@ -117,19 +117,19 @@ def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> Non
 
 
 def tokenizer_sha256(path: str) -> str:
-    """Of a folder's tokenizer.json, or such a file; "" where there is none."""
+    """sha256 of a tokenizer.json, or of a folder's; "" where there is none."""
     file = tokenizer_json(path) if path else None
     return file_sha256(str(file)) if file is not None and file.is_file() else ""
 
 
 def check_tokenizer(teacher: str, own: str, name: str, of_set: str) -> None:
-    """ConfigError where ids mean other text to a teacher than in a set of dialogs.
+    """ConfigError where the teacher and a set of dialogs have different tokenizers.
 
-    teacher, name: for the text; own, of_set: the sha256 of each one's tokenizer.json.
+    teacher, name: for the message; own, of_set: the sha256 of each one's tokenizer.json.
     """
     if not own:
         raise ConfigError(
-            f"{teacher}: which tokenizer it has is not known; put the tokenizer.json that it was "
+            f"{teacher}: its tokenizer is unknown; put the tokenizer.json that it was "
             "trained with into its folder"
         )
     if own != of_set:

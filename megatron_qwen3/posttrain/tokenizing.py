@@ -1,11 +1,11 @@
-"""Files of dialogs become one set: the run that `tools/tokenize_dialogs.py` starts.
+"""Tokenizes files of dialogs into one set: the work of `tools/tokenize_dialogs.py`.
 
     report = tokenize(["chat.jsonl"], Path("data/chat"), "tokenizer", Choices(), DialogOptions())
 
-Parts of the files (`data_prep.tokenization.plan`) are tokenized independently of each other, each
-to a small set in PREFIX.work, and then joined in the order of the files. So the bytes are the same
-whoever does the work, memory does not grow with the files, and what was done before a run was
-stopped is done. A file's name, size and time say whether it is the one that was tokenized.
+Parts of the files (`data_prep.tokenization.plan`) are tokenized independently, each to a small set
+in PREFIX.work, and then joined in the order of the files. So the bytes do not depend on the
+workers, memory does not grow with the files, and a stopped run resumes with the parts it has. A
+file whose name, size or time changed counts as another file.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from megatron_qwen3.storage.lock import owned, shared
 from megatron_qwen3.storage.whole import write_whole
 
 SUFFIXES = tuple(suffix for suffix in SUFFIXES_IN_FOLDERS if suffix != PARQUET)
-UNITS_SHARE = 0.95  # of the time; joining takes the rest
-STRETCH_TOKENS = 1 << 22  # that are joined at a time
+UNITS_SHARE = 0.95  # of the progress bar; joining takes the rest
+STRETCH_TOKENS = 1 << 22  # tokens that are joined at a time
 MOST_SOURCES = 1 << 16
-LISTED_PROBLEMS = 100_000  # of a set; more are counted only
+LISTED_PROBLEMS = 100_000  # of a set; further ones are only counted
 _GONE = "it was removed just now"
 
 
@@ -73,9 +73,9 @@ class DialogOptions:
 
 @dataclass(frozen=True)
 class DialogReport:
-    """What became of the lines. counts: of dialogs and samples, and what was done to them;
-    problems: lines that were left out, by kind; table: for each source and mode samples, tokens and
-    trained tokens."""
+    """Summary of a run. counts: of dialogs and samples, and of changes made to them; problems:
+    lines that were left out, by kind; table: samples, tokens and trained tokens of each source and
+    mode."""
 
     lines: int
     counts: Counter[str]
@@ -85,7 +85,7 @@ class DialogReport:
 
 @dataclass(frozen=True)
 class DialogJob:
-    """What all processes of a run must know. tokenizer: its tokenizer.json; engine: by name."""
+    """The task, as sent to every process. tokenizer: its tokenizer.json; engine: by name."""
 
     prefix: Path
     inputs: tuple[TokenizeInput, ...]
@@ -97,11 +97,11 @@ class DialogJob:
 
     @property
     def work(self) -> Path:
-        """The folder of what is done so far."""
+        """The folder of the parts that are done."""
         return Path(f"{self.prefix}.work")
 
     def piece(self, unit: Unit) -> Path:
-        """The small set that a unit becomes."""
+        """The prefix of a unit's small set."""
         return self.work / f"{unit.number:05}"
 
 
@@ -112,9 +112,9 @@ def tokenize(
     choices: Choices,
     options: DialogOptions,
 ) -> DialogReport:
-    """Write the set, or what of it is not there yet.
+    """Write the set, or the parts of it that are missing.
 
-    ConfigError says what is wrong with inputs, choices or tokenizer, or why the run had to stop.
+    ConfigError names the fault of inputs, choices or tokenizer, or why the run had to stop.
     """
     check_choices(choices)
     if options.workers < 1:
@@ -150,7 +150,7 @@ def tokenize(
 
 
 def is_done(job: DialogJob) -> bool:
-    """Whether the set is there; ConfigError where it is another one."""
+    """Whether the set is finished; ConfigError where another set has its name."""
     mark = Path(f"{job.prefix}.json")
     if not mark.exists():
         return False
@@ -160,22 +160,22 @@ def is_done(job: DialogJob) -> bool:
 
 
 def report_of(prefix: Path) -> DialogReport:
-    """What was said of a set when it was made."""
+    """The report that was stored with a set."""
     about = read_json(Path(f"{prefix}.json"), "the set is not whole", VERSION)["about"]
     table = [(row[0], row[1], row[2], row[3], row[4]) for row in about["table"]]
     return DialogReport(about["lines"], Counter(about["counts"]), Counter(about["problems"]), table)
 
 
 def _identity(job: DialogJob) -> dict[str, Any]:
-    """What must be equal for a set to be continued, or taken for this one."""
+    """The values that must be equal for a set to be continued, or taken for this one."""
     settings = {**asdict(job.choices), "tokenizer_sha256": job.tokenizer_sha256}
     return {"version": VERSION, "settings": settings, "inputs": plan.identity_of(job.inputs)}
 
 
 def _check_free(job: DialogJob) -> None:
-    """ConfigError where somebody else's files have the names of the set's."""
+    """ConfigError where files that no run of ours wrote have the set's names."""
     names = [f"{job.prefix}.{suffix}" for suffix in FILES]
-    if (job.work / plan.PLAN).exists():  # ours, of a run that was stopped
+    if (job.work / plan.PLAN).exists():  # a stopped run of ours left it
         return
     if others := [name for name in names if Path(name).exists()]:
         raise ConfigError(
@@ -185,8 +185,8 @@ def _check_free(job: DialogJob) -> None:
 
 
 def _settle(job: DialogJob) -> None:
-    """What is in the work folder belongs to this run; of one that made no sample nothing is kept,
-    so that files which had none can be mended."""
+    """Check that the work folder belongs to this run. Remove its parts where none has a sample, so
+    that a user can correct the files and start again."""
     path = job.work / plan.PLAN
     marks = job.work.glob("[0-9]*.json")
     if not any(read_json(mark, _GONE, VERSION).get("samples") for mark in marks):
@@ -242,22 +242,22 @@ def _writer(job: DialogJob, prefix: Path, vocab_size: int) -> DialogSetWriter:
 
 @lru_cache(maxsize=1)
 def _encoder(tokenizer: Path, engine: str) -> ChatEncoder:
-    return ChatEncoder(tokenizer, engine, compare=False)  # the run's first process did
+    return ChatEncoder(tokenizer, engine, compare=False)  # the run's first process compared
 
 
 class _Sources:
-    """Numbers for the names of sources, in the order in which they come."""
+    """Numbers the names of sources in order of appearance."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def number(self, name: str) -> int:
-        """ConfigError where there are more than a set can have."""
+        """The name's number. ConfigError where there are more names than a set can have."""
         number = self.numbers.setdefault(name, len(self.numbers))
         if number >= MOST_SOURCES:
             raise ConfigError(
                 f"more than {MOST_SOURCES:,} sources, the last {shown(name)}: a source is one of "
-                "few names, whose losses are told apart"
+                "few names, whose losses are reported apart"
             )
         return number
 
@@ -273,7 +273,7 @@ def _rows(batch: DialogBatch, sources: _Sources) -> npt.NDArray[Any]:
 
 
 def _join(job: DialogJob, bar: Bar) -> None:
-    """The small sets become one; their counts and problems, too."""
+    """Join the small sets to one, with their counts and problems."""
     units = _units(job)
     share = (1 - UNITS_SHARE) * sum(file.size for file in job.inputs)
     bar.stage("joining", len(units), share)
@@ -294,7 +294,7 @@ def _join(job: DialogJob, bar: Bar) -> None:
 
 
 class _Joined:
-    """What has been joined so far, and its sums."""
+    """Joins small sets one after another and sums up their counts."""
 
     def __init__(self, job: DialogJob) -> None:
         self.sources = _Sources()
@@ -307,7 +307,7 @@ class _Joined:
         self._sums: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
     def add(self, unit: Unit, piece: DialogSet, writer: DialogSetWriter) -> None:
-        """A small set after those before it."""
+        """Append a small set."""
         numbers = np.array([self.sources.number(name) for name in piece.sources], np.uint16)
         for stretch in piece.stretches(STRETCH_TOKENS):
             rows = stretch.rows.copy()
@@ -323,13 +323,13 @@ class _Joined:
         self._lines_of[unit.input] += piece.about["lines"]
 
     def reasons(self) -> str:
-        """Why lines have no samples: their number by kind, and the first of them."""
+        """Why lines have no samples: counts by kind, and the first such line."""
         kinds = [*self.problems.most_common(), *self.counts.most_common()]
         told = ", ".join(f"{count:,} {shown(kind)}" for kind, count in kinds)
         return f"{told or 'there is no text in them'}{self.first_problem}"
 
     def about(self) -> dict[str, Any]:
-        """What PREFIX.json says of how the set came about."""
+        """The entries of PREFIX.json about inputs, counts and problems."""
         names = list(self.sources.numbers)
         table = [
             (names[source], MODES[mode], *map(int, sums))

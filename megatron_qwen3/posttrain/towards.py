@@ -1,16 +1,16 @@
-"""The objectives of on-policy distillation: how a student moves towards its teacher.
+"""The objectives of on-policy distillation: divergences that move a student towards its teacher.
 
     asked = asked_of(config, teacher_size)              # a head, for the teacher's model
     batch = with_answer(batch, teacher.scores(batch, asked, rows))
     engine.train_step(batch, towards(config, size, matrix_vG, shared), rate)
 
-The trained tokens are those that the student sampled, and no objective has a term in which their
-own log p is raised: the label of a position is but where the distributions are compared next.
+The trained tokens are those that the student sampled. No objective raises their own log p: the
+label of a position only decides where the distributions are compared next.
 
 - distill.top_k = 0: the divergence over the whole vocabulary (`model/divergence.py`), for which the
-  teacher's hidden states travel;
-- top_k > 0: that of K + 1 bins, the teacher's most probable ids and all others together, without
-  which a student lowers its reverse KL by taking mass from the K ids (`divergences.py`);
+  teacher's hidden states are sent to the student's ranks;
+- top_k > 0: that of K + 1 bins, the teacher's most probable ids and all others together; without
+  the last bin a student lowers its reverse KL by taking mass from the K ids (`divergences.py`);
 - divergence = "sampled": log p - log q of the sampled token as its advantage, a policy gradient.
 
 Legend: B rows, S positions, K ids of each, G the teacher's hidden size, v this tensor rank's slice
@@ -39,7 +39,7 @@ METRICS: Final = ("entropy", "student_log_prob", "teacher_log_prob", "agreement"
 """Means over trained tokens: the student's entropy in nats, both sides' log p of the sampled token,
 and the share of tokens that are the teacher's most probable one."""
 MASSES: Final = ("teacher_mass", "student_mass")
-"""With top_k beside them: what both sides give to the teacher's K ids."""
+"""With top_k, further metrics: the mass of both sides on the teacher's K ids."""
 _BETAS: Final = {"forward_kl": 0.0, "reverse_kl": 1.0}
 _LABEL = "teacher_log_prob"
 _CLIP: Final = PolicyLossConfig()  # the defaults of rl.loss
@@ -51,12 +51,12 @@ def is_whole(distill: DistillConfig) -> bool:
 
 
 def ids_of(distill: DistillConfig) -> int:
-    """How many of the teacher's ids travel where not the whole vocabulary is compared."""
+    """Number of the teacher's ids per position, where not the whole vocabulary is compared."""
     return distill.top_k or 1
 
 
 def asked_of(config: Config, size: int) -> Head:
-    """What a teacher in memory, of that hidden size, is asked about each position."""
+    """The head for a teacher in memory; size: the student's hidden size."""
     if is_whole(config.distill):
         bf16 = config.train.precision == "bf16"
         return hidden_states(size, torch.bfloat16 if bf16 else torch.float32)
@@ -64,7 +64,7 @@ def asked_of(config: Config, size: int) -> Head:
 
 
 def with_answer(batch: TokenBatch, answer: Outputs) -> TokenBatch:
-    """The batch with what the teacher answered, as the student's objective reads it."""
+    """The batch with the teacher's outputs as extras, as the student's objective reads them."""
     if TEACHER_HIDDEN in answer:
         return replace(batch, extra={**batch.extra, **answer})
     told = {
@@ -81,7 +81,7 @@ def towards(
 ) -> Objective:
     """The objective of distill.divergence, a mean over the trained tokens of the global batch.
 
-    size, matrix_vG, shared: of the whole vocabulary alone, as `against` takes them.
+    size, matrix_vG, shared: only for the whole vocabulary; arguments of `against`.
     """
     distill, name = config.distill, config.distill.divergence
     if is_whole(distill):
@@ -99,7 +99,7 @@ def towards(
     def named(outputs: Outputs, batch: TokenBatch) -> Values:
         found = values(outputs, batch)
         loss_BS = found.pop("loss")
-        # The engine hands down a derivative of 0 to metrics, and 0 · inf would be that of all.
+        # The engine gives metrics a derivative of 0; 0 · inf would be NaN in every gradient.
         return {name: loss_BS, **{key: x.detach() for key, x in found.items()}}
 
     return Objective(head, named, {name: per_token}, dict.fromkeys(metrics, per_token))
@@ -138,7 +138,7 @@ def _of_sampled(outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
     """log p - log q of the sampled token, at most 20 nats, is its advantage in rl.loss's default
     loss.
 
-    The ratio is to what sampled it: 1 but for rounding in the first update on a batch of rollouts.
+    The ratio is to the sampling policy: 1 but for rounding in the first update on a batch.
     """
     answers = Answers.of(batch.extra[SEQUENCE], batch.weights_BS != 0)
     is_none_BS = batch.weights_BS == 0

@@ -1,9 +1,9 @@
-"""One request over HTTP, tried as often as may help: `Wire(address, limits, key).ask(…)`.
+"""Sends an HTTP request with retries: `Wire(address, limits, key).ask(…)`.
 
-A time-out is of the whole exchange: who sends a byte a minute is cut off, too. Tried again are
-connections that fail, time-outs, 408, 409, 425, 429 and 5xx, and replies that make no sense; other
-statuses are refusals. Between tries it waits twice as long each time, or as long as the endpoint's
-Retry-After says. Nothing here imports torch.
+A time-out covers the whole exchange, so that a server which sends a byte a minute is cut off, too.
+Failed connections, time-outs, statuses 408, 409, 425, 429 and 5xx, and malformed replies are tried
+again; other statuses are refusals. The wait between tries doubles each time, or is as long as the
+endpoint's Retry-After header says. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from megatron_qwen3.posttrain.replies import (
 
 _T = TypeVar("_T")
 _AGAIN = (408, 409, 425, 429)
-_SHUT_OUT = (402, 404, 405)  # of the key, the bill or the address, whatever is asked
-_LEAST_SHOWN = 3  # first characters of a key, which tell its kind and nothing else
+_SHUT_OUT = (402, 404, 405)  # due to the key, the bill or the address, not to the request
+_LEAST_SHOWN = 3  # first characters of a key, which show only its kind
 _PIECE_BYTES = 1 << 16
-_ERROR_BYTES = 1 << 16  # of the page that comes with a status that is none
+_ERROR_BYTES = 1 << 16  # read of an error's page
 
 
 class Failure(Exception):
-    """A request had no answer after all tries; the text is the reason of the last."""
+    """A request without an answer after all tries; the text is the last try's reason."""
 
 
 class Unreachable(Failure):
-    """Nobody took the connection, or replied in time."""
+    """No server accepted the connection, or replied in time."""
 
 
 class Senseless(Failure):
-    """The replies were none of the protocol's."""
+    """The replies did not follow the protocol."""
 
 
 class _Transient(Exception):
-    """What may go away by itself. wait: seconds that the endpoint asks for."""
+    """A fault that may pass. wait: seconds that the endpoint asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -60,14 +60,14 @@ class _Transient(Exception):
 
 
 class _Silent(_Transient):
-    """No status came."""
+    """No status arrived."""
 
 
 _KINDS: dict[type, type[Failure]] = {_Silent: Unreachable, Malformed: Senseless}
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens connections that can be cut from outside: `request.cut()`."""
+    """Opens connections that another thread can cut: `request.cut()`."""
 
     def http_open(self, request: Any) -> Any:
         return self.do_open(functools.partial(request.opened, http.client.HTTPConnection), request)
@@ -93,7 +93,7 @@ class _Exchange(urllib.request.Request):
         return self.connection
 
     def cut(self) -> None:
-        """End the exchange, in whichever thread it is."""
+        """End the exchange, whichever thread runs it."""
         socket = self.connection.sock if self.connection else None
         if socket is not None:
             try:
@@ -108,8 +108,8 @@ class _NoRedirections(urllib.request.HTTPRedirectHandler):
 
 
 class Wire:
-    """Requests to one address; any thread may ask. direct: never by a proxy, whatever the
-    environment says."""
+    """Requests to one address, from any thread. direct: ignore the proxies that the environment
+    names."""
 
     def __init__(
         self, address: str, limits: EndpointLimits, key: str, direct: bool = False
@@ -124,16 +124,16 @@ class Wire:
         self._under_way: set[_Exchange] = set()
 
     def stop(self) -> None:
-        """Nothing is waited for any more."""
+        """End all waiting: open and later requests fail at once."""
         self._stopped.set()
         with self._lock:
             for exchange in self._under_way:
                 exchange.cut()
 
     def ask(self, path: str, body: dict[str, Any] | None, take: Callable[[Any], _T]) -> _T:
-        """What `take` makes of the reply to a POST of `body`, or a GET where it is None.
+        """`take` of the reply to a POST of `body`, or to a GET where it is None.
 
-        Failure after the last try, RequestRefused where trying again is of no use.
+        Failure after the last try, RequestRefused where another try would not help.
         """
         waits = random.Random(json.dumps(body, sort_keys=True, default=str))
         for number in range(self._limits.tries):
@@ -154,8 +154,8 @@ class Wire:
         raise kind(reason + tries)
 
     def _taken(self, data: bytes, take: Callable[[Any], _T]) -> _T:
-        """What `take` makes of a reply. An error of it shows a part of the reply, and is made
-        anew of the reply without the key: of a key that was cut nobody knows what it is."""
+        """`take` of a reply. An error of it quotes the reply, so it is made again from the reply
+        without the key: a key that was cut short in a quotation could not be recognized."""
         try:
             return take(parsed(data))
         except (Malformed, RequestRefused) as error:
@@ -203,7 +203,7 @@ class Wire:
             raise _Silent(f"{type(reason).__name__}: {reason}") from None
 
     def _read(self, response: Any, deadline: float) -> bytes:
-        """The whole body, no longer than it may be and in time."""
+        """The whole body; Refused where it is too long, TimeoutError after the deadline."""
         most, body = self._limits.most_bytes, bytearray()
         while piece := response.read1(_PIECE_BYTES):
             body += piece
@@ -217,7 +217,7 @@ class Wire:
         return bytes(body)
 
     def _status(self, error: urllib.error.HTTPError) -> Exception:
-        """What a status that is no success means for the request."""
+        """The exception for a status other than success."""
         page = self._without_key(_page(error))
         try:
             text = error_text(parsed(page)) if page else ""
@@ -228,7 +228,7 @@ class Wire:
             return _Transient(reason, _seconds(error.headers.get("Retry-After", "")))
         if 300 <= error.code < 400:
             where = error.headers.get("Location", "nowhere")
-            return ShutOut(f"status {error.code}: sends on to {where}; give that address, if meant")
+            return ShutOut(f"status {error.code}: redirects to {where}; is that the address?")
         if error.code == 401:
             return LockedOut(reason)
         return ShutOut(reason) if error.code in _SHUT_OUT else RequestRefused(reason)
@@ -247,7 +247,7 @@ class Wire:
         return self._without_key(str(error).encode("utf-8", "replace")).decode()
 
     def _without_key(self, data: bytes) -> bytes:
-        """Without the key, however it is written, and without its beginning where data ends."""
+        """Remove the key, however it is escaped, and a beginning of it at the end of the data."""
         if not self._key_written:
             return data
         data, key = self._key_written.sub(b"[key]", data), self._key.encode()
@@ -258,7 +258,7 @@ class Wire:
 
 
 def _written(character: str) -> bytes:
-    """A pattern of one character as it stands, and as JSON, repr and addresses escape it."""
+    """A pattern of one character, plain or as JSON, repr and addresses escape it."""
     number = ord(character)
     plain = re.escape(character)
     pattern = rf"(?:\\{{0,2}}{plain}|\\u(?i:{number:04x})|\\x(?i:{number:02x})|%(?i:{number:02x}))"
@@ -266,7 +266,7 @@ def _written(character: str) -> bytes:
 
 
 def _page(error: urllib.error.HTTPError) -> bytes:
-    """The first of the page that comes with a status, which may come in pieces."""
+    """The first bytes of an error's page, which may arrive in pieces."""
     page = bytearray()
     try:
         while error.fp and len(page) < _ERROR_BYTES:
@@ -275,10 +275,10 @@ def _page(error: urllib.error.HTTPError) -> bytes:
                 break
             page += piece
     except (OSError, http.client.HTTPException, ValueError, AttributeError):
-        pass  # the connection was cut: what came is shown
+        pass  # the connection was cut: show the bytes that came
     return bytes(page)
 
 
 def _seconds(text: str) -> float:
-    """A Retry-After of seconds; 0 for a date or anything else."""
+    """Seconds of a Retry-After header; 0 for a date or anything else."""
     return float(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0.0

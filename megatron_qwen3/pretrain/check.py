@@ -1,4 +1,4 @@
-"""Whether what a run is fed fits its model: asked once, before any rank starts."""
+"""Checks before any rank starts that a run's data fit its model."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def check_inputs(config: Config, mixture: Mixture) -> None:
         if size:
             _check_held_out(config, mixture, size)
         return
-    mixture.check_vocabulary(vocab_size, scan_bytes=0)  # what a curriculum holds is known
+    mixture.check_vocabulary(vocab_size, scan_bytes=0)  # a curriculum's content is known
     _check_curriculum(config)
-    if os.environ.get("RANK", "0") == "0":  # ten thousands of files, asked for once
+    if os.environ.get("RANK", "0") == "0":  # tens of thousands of files, checked once
         check_files(mixture.files)
 
 
 def _check_labels(config: Config, mixture: Mixture) -> None:
-    """eval.by names labels that every source has."""
+    """ConfigError unless every source has the labels of eval.by."""
     known = set.intersection(*(set(source.labels) for source in mixture.sources))
     for label in config.eval.by:
         if label not in known:
             names = f"valid: {', '.join(sorted(known))}" if known else "only a curriculum has any"
-            raise ConfigError(f'eval.by = "{label}" is no label of what is trained on; {names}')
+            raise ConfigError(f'eval.by = "{label}" is no label of the training data; {names}')
 
 
 def _check_held_out(config: Config, mixture: Mixture, size: int) -> None:
-    """Bits per byte may be asked for at the end of the run alone, when it is late to refuse."""
+    """Check the held-out ids now: bits per byte may be computed only at the end of the run."""
     for index, name in enumerate(mixture.names):
         rows = mixture.read(mixture.held_out(index, config.eval.tokens))
         highest = max(int(ids_BS.max(initial=0)) for ids_BS in (rows.tokens_BS, rows.labels_BS))

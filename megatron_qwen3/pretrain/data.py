@@ -1,11 +1,11 @@
 """The pretraining data: sequences of many token files, mixed by weight, without an index.
 
 Megatron's blended datasets materialise document, sample, shuffle and blend indices. Here a source
-is one endless stream of tokens (`stream.py`), which source the next sequence is from a formula
-(`order.py`), and files are opened when they are read (`files.py`): a run starts as fast at any
+is one endless stream of tokens (`stream.py`), a formula gives the source of the next sequence
+(`order.py`), and files are opened when they are read (`files.py`): a run starts equally fast at any
 size, resumes at any step, and the loader's whole state is the number of steps done.
 
-    mixture = Mixture(record.part_of(step), record.idle)     # record.py: what the run is fed from
+    mixture = Mixture(record.part_of(step), record.idle)     # record.py: the run's data
     rows = mixture.batch(mixture.first_sample(step) + first_row, count)
     rows = mixture.read(mixture.held_out(source, max_tokens))
 
@@ -29,12 +29,12 @@ from megatron_qwen3.pretrain.stream import Range
 
 Int64 = npt.NDArray[np.int64]
 
-SCAN_BYTES = 1 << 28  # what check_vocabulary reads of all sources together before the first step
+SCAN_BYTES = 1 << 28  # that check_vocabulary reads of all sources together before the first step
 
 
 @dataclass(frozen=True)
 class SamplePlace:
-    """What a sample is: `ranges` of tokens of a source, read for the `epoch`-th time (from 0)."""
+    """A sample: `ranges` of tokens of a source, read for the `epoch`-th time (from 0)."""
 
     source: int
     epoch: int
@@ -42,11 +42,11 @@ class SamplePlace:
 
 
 class Documents(NamedTuple):
-    """The documents of rows, for who keeps them apart.
+    """The documents of rows, for callers that keep them apart.
 
-    starts: the places of each row, from 0, at which a document begins or the text does not go on;
+    starts: the places of each row, from 0, at which a document begins or the text is not continued;
     goes_on_BS: bool, whether a place's label is of the same document. The label of a document's
-    last token is the first of the next, which nothing before it tells of.
+    last token is the first of the next one, which cannot be predicted.
     """
 
     starts: list[list[int]]
@@ -54,10 +54,10 @@ class Documents(NamedTuple):
 
 
 class InRows(NamedTuple):
-    """Of samples that are, some of them, whole rows of packed text: bool [B, S].
+    """For samples that are, in part, rows of packed text: bool [B, S].
 
-    is_text_BS: False where a place is filler; has_label_BS: False also where a row's text ends:
-    what follows is filler, or the next row, which has nothing to do with this one.
+    is_text_BS: False for filler; has_label_BS: False also at the end of a row's text, whose next
+    token is filler, or the next row's.
     """
 
     is_text_BS: npt.NDArray[np.bool_]
@@ -67,9 +67,9 @@ class InRows(NamedTuple):
 class SampleRows(NamedTuple):
     """Samples: inputs and labels [B, S], sources [B], and their documents if asked for.
 
-    A label is the token that follows the input in its source, also where a range ends. packed: None
-    where no source of the mixture is packed. is_removed_BS: bool [B, S], where input or label is of
-    a document that was removed; None where there is none.
+    A label is the token that follows the input in its source, even at the end of a range. packed:
+    None where no source of the mixture is packed. is_removed_BS: bool [B, S], where input or label
+    is of a document that was removed; None where there is none.
     """
 
     tokens_BS: Int64
@@ -84,7 +84,7 @@ class Mixture:
     """Samples 0, 1, 2, … of a part of a run, each a pure function of the part and its number.
 
     The part's step s trains samples [first_sample(s), first_sample(s) + global_batch), whichever
-    rank asks for which of them.
+    ranks read them.
     """
 
     def __init__(self, part: RunPart) -> None:
@@ -101,7 +101,7 @@ class Mixture:
         return (step - self.part.first_step) * self.part.global_batch
 
     def locate(self, sample: int) -> SamplePlace:
-        """Where a sample's tokens are."""
+        """The place of a sample's tokens."""
         source, earlier = self._interleave.locate(sample)
         reading = self._readings[source]
         return SamplePlace(source, reading.epoch(earlier), reading.ranges(earlier))
@@ -114,17 +114,17 @@ class Mixture:
     def held_out(self, source: int, max_tokens: int) -> list[SamplePlace]:
         """The first windows of a source's held-out end, in order, each as long as a sequence.
 
-        Together at most `max_tokens` but one at least, or none where the end is shorter than one.
+        Together at most `max_tokens`, but at least one; none where the end is too short for one.
         """
         size, held_out = self.sequence_length, self.sources[source].held_out
-        after = 0 if self.sources[source].packed else 1  # the last window's last label
+        after = 0 if self.sources[source].packed else 1  # for the last window's last label
         count = min(max(0, held_out - after) // size, max(1, max_tokens // size))
         start = self.sources[source].tokens - held_out
         firsts = range(start, start + count * size, size)
         return [SamplePlace(source, 0, [(first, first + size)]) for first in firsts]
 
     def read(self, places: Sequence[SamplePlace], with_documents: bool = False) -> SampleRows:
-        """What stands at `places`, one per row."""
+        """The rows at `places`, one per row."""
         tokens_BS = np.empty((len(places), self.sequence_length), np.int64)
         labels_BS = np.empty_like(tokens_BS)
         for row, place in enumerate(places):
@@ -138,7 +138,7 @@ class Mixture:
     def check_vocabulary(self, vocab_size: int, scan_bytes: int = SCAN_BYTES) -> None:
         """ConfigError where a source has an id without an embedding in the model.
 
-        The first 256 MiB, of all sources together, are read now; every sample when it is read.
+        The first 256 MiB, of all sources together, are checked now; every sample when it is read.
         """
         self._vocab_size = vocab_size
         share = scan_bytes // len(self.sources)
@@ -155,11 +155,11 @@ class Mixture:
             tokens_S[done : done + last - first] = ids[: last - first]
             labels_S[done : done + len(ids) - 1] = ids[1:]
             done += last - first
-            if not after:  # some id, which is not trained
+            if not after:  # any id: it is not trained
                 labels_S[done - 1] = ids[-1]
 
     def _removed(self, places: Sequence[SamplePlace]) -> npt.NDArray[np.bool_] | None:
-        """Of samples that were read just now, so that their files are open."""
+        """The removed places of samples that were just read, so that their files are open."""
         if not any(files.has_removed for files in self.files):
             return None
         is_removed_BS = np.zeros((len(places), self.sequence_length), np.bool_)
@@ -174,7 +174,7 @@ class Mixture:
         return is_removed_BS if is_removed_BS.any() else None
 
     def _in_rows(self, places: Sequence[SamplePlace]) -> InRows:
-        """What of each sample is text, and what is trained of it; all where nothing is packed."""
+        """The text and the trained places of each sample; all places without packing."""
         is_text_BS = np.ones((len(places), self.sequence_length), np.bool_)
         has_label_BS = np.ones_like(is_text_BS)
         for row, place in enumerate(places):

@@ -1,7 +1,7 @@
 """Loss and bits per byte on the held-out end of each source.
 
 Bits per byte divide the loss by the UTF-8 bytes of the predicted tokens, so that models with
-different tokenizers can be compared. Where a curriculum has too many sources to look at, results
+different tokenizers can be compared. Where a curriculum has too many sources to show, results
 are those of its languages and domains; or of the labels that eval.by names. Legend: B rows, S
 positions, K sources.
 """
@@ -38,8 +38,8 @@ def evaluate(
 ) -> dict[str, EvalResult] | None:
     """Results by source or group, equal on all ranks; {} where nothing is held out.
 
-    `goes_on` is asked on all ranks before every batch; None where it says no. EvaluationFailed:
-    a token that model or tokenizer does not have.
+    All ranks call `goes_on` before every batch; None once it returns False. EvaluationFailed:
+    a token unknown to model or tokenizer.
     """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
@@ -62,7 +62,7 @@ def evaluate(
 def _check_ids(
     rows: SampleRows, mixture: Mixture, config: Config, byte_counts: np.ndarray | None
 ) -> None:
-    """Every rank sees all windows, so all refuse alike, before one of them is lost in a kernel."""
+    """Check ids on every rank, all windows, so that all refuse alike before a kernel fails."""
     most, of = config.model.vocab_size, "model.vocab_size"
     if byte_counts is not None and len(byte_counts) < most:
         most, of = len(byte_counts), f"data.tokenizer = {config.data.tokenizer}"
@@ -89,7 +89,7 @@ def _results_of_sources(sources: tuple[Source, ...], by: Sequence[str]) -> dict[
 def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[SamplePlace]]:
     """Windows of all sources, `rows` at a time.
 
-    A group's sources share its eval.tokens, but each brings one window at least.
+    A group's sources share its eval.tokens, but each has at least one window.
     """
     names = _results_of_sources(mixture.sources, config.eval.by)
     members = Counter(names[source.name][-1] for source in mixture.sources)
@@ -119,6 +119,6 @@ def _result(sums_3: Tensor) -> EvalResult:
 
 
 def _batch(mixture: Mixture, config: Config, places: list[SamplePlace]) -> TokenBatch:
-    """What stands there, read as in training: documents are kept apart where they are there."""
+    """The windows as a batch, read as in training: documents are kept apart if they are there."""
     rows = mixture.read(places, config.data.reset_at_documents)
     return TokenBatch.of_arrays(replace(arrays_of(rows), extra={"source": rows.sources_B}))

@@ -1,15 +1,15 @@
 """The token files of a source as one row of tokens, each opened when it is first read.
 
 A source of a large corpus is hundreds of shards, a curriculum tens of thousands: opening them all
-would take minutes on a cluster's file system. What they hold the manifest says.
+would take minutes on a cluster's file system. The manifest has their sizes.
 
     files = SourceFiles(source)
     files.read(first, last)               # token ids, across the borders of shards
     files.document_starts(first, last)
-    check(sources)                        # once for all: whether the files are there
+    check(sources)                        # once for all: whether the files exist
 
-Each file is looked at when it is opened: its size, and its mark where the source has one
-(`data_prep/fingerprint.py`), so that no other text is read in place of what was mixed.
+Each file is checked when it is opened: its size, and its mark if the source has one
+(`data_prep/fingerprint.py`), so that no other text is read in place of the mixed one.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from data_prep.indexed import IndexedReader
 from data_prep.stretches import ShardFile, ShardStretches, ends_of
 from megatron_qwen3.config import ConfigError
 
-_SIZES = 20_000  # of files, asked for before the first step
-_RECENT = 64  # stretches of a source
+_SIZES = 20_000  # of files whose sizes are checked before the first step
+_RECENT = 64  # stretches of a source that are kept
 _OPEN_FILES = 8192  # memory maps of one process; the operating system allows about 65,000
 
 
 class SourceFiles:
-    """Reads one source. ConfigError where a shard is missing, cut short or not what it was."""
+    """Reads one source. ConfigError where a shard is missing, cut short or changed."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self._recent: dict[int, ShardFile] = {}
-        self.has_removed = False  # in one of the files that are open by now
+        self.has_removed = False  # whether any open file has removed documents
 
     def read(self, first: int, last: int) -> npt.NDArray[Any]:
         """Token ids [last - first], in the type of the files."""
@@ -51,7 +51,7 @@ class SourceFiles:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def text_of_rows(self, first: int, last: int) -> list[int]:
-        """Of the rows that [first, last) is made of, how many tokens of each are text."""
+        """The number of text tokens in each row of [first, last)."""
         length = self.source.row_length
         return [
             tokens
@@ -60,7 +60,7 @@ class SourceFiles:
         ]
 
     def document_starts(self, first: int, last: int) -> list[int]:
-        """Which tokens of [first, last) are the first of a document."""
+        """The tokens of [first, last) that begin a document."""
         return [
             self._start(n) + token - self._shard(n).start
             for n, a, b in self._pieces(first, last)
@@ -68,7 +68,7 @@ class SourceFiles:
         ]
 
     def removed(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Ranges of tokens in [first, last) that are of documents that were removed."""
+        """Ranges of tokens in [first, last) that belong to removed documents."""
         return [
             (moved + begin, moved + end)
             for n, a, b in self._pieces(first, last)
@@ -87,7 +87,7 @@ class SourceFiles:
         return f"source {self.source.name}"
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(stretch, first, last) of what lies in each, as tokens of its file."""
+        """(stretch, first, last) of each stretch's part of a range, as tokens of its file."""
         n = self._shard_of(first)
         while first < last:
             end = min(last, self._ends[n])
@@ -107,7 +107,7 @@ class SourceFiles:
         return self._ends[n - 1] if n else 0
 
     def _shard(self, n: int) -> ShardFile:
-        """Of many a stretch takes as long to be found as its tokens to be read: some are kept."""
+        """A stretch, cached: among many, finding it takes as long as reading its tokens."""
         if n not in self._recent:
             if len(self._recent) == _RECENT:
                 self._recent.clear()
@@ -138,7 +138,7 @@ class SourceFiles:
         if found != known:
             raise ConfigError(
                 f"{self._where}: {prefix}.bin holds other text than when it was mixed or first "
-                "read; give back what it was, or mix again from the new inventory"
+                "read; restore the old file, or mix again from the new inventory"
             )
         return reader
 
@@ -146,9 +146,9 @@ class SourceFiles:
 def check(files: Sequence[SourceFiles]) -> None:
     """ConfigError where a .bin is missing, or has another size; opens one of each folder.
 
-    Each file is looked for once, whatever sources share it. Of more than _SIZES files as many,
-    evenly spread, are asked for their sizes; of all others that they are there is read from their
-    folders. Whatever is wrong with one of those is said when it is opened.
+    Each file is checked once, whatever sources share it. Sizes are read of at most _SIZES files,
+    evenly spread; the others must exist in their folders. Other faults of these are reported when
+    they are opened.
     """
     for sources in _by_folder(files):
         listed, count = _files_of(sources)
@@ -160,14 +160,14 @@ def check(files: Sequence[SourceFiles]) -> None:
 
 
 class _Lying:
-    """What lies in a folder of shards; each folder in it is read once, as paths come in order."""
+    """The files in a folder of shards; each subfolder is read once, as paths come in order."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._within = folder, ""
         self._names: set[str] = set()
 
     def fault(self, path: str, tokens: int, width: int) -> str:
-        """What is wrong with PATH.bin, or "". width: of a token; 0 where no size is asked for."""
+        """The fault of PATH.bin, or "". width: of a token in bytes; 0 checks no size."""
         name, size = os.path.join(self._folder, f"{path}.bin"), tokens * width
         try:
             if not width:
@@ -191,7 +191,7 @@ class _Lying:
 
 
 def _by_folder(files: Iterable[SourceFiles]) -> Iterable[list[SourceFiles]]:
-    """Sources whose tokens are of one width: of one folder, or each that lies in none by itself."""
+    """Groups of sources of one token width: of one folder, or single sources without a folder."""
     found: dict[tuple[str, str], list[SourceFiles]] = defaultdict(list)
     for of in files:
         folder = of.source.folder
@@ -200,7 +200,7 @@ def _by_folder(files: Iterable[SourceFiles]) -> Iterable[list[SourceFiles]]:
 
 
 def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], int]:
-    """(path, tokens) of each file of sources of one folder, and how many there are."""
+    """(path, tokens) of each file of one folder's sources, and the number of files."""
     stored: dict[int, list[ShardStretches]] = defaultdict(list)
     found: dict[str, int] = {}
     for shards in (of.source.shards for of in files):
@@ -215,11 +215,11 @@ def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], 
 
 
 def _where(files: Iterable[SourceFiles], path: str) -> str:
-    """The first source that has this file."""
+    """The name of the first source that has this file."""
     return next(of._where for of in files if any(shard.path == path for shard in of.source.shards))
 
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _reader(prefix: str, has_mark: bool) -> tuple[IndexedReader, str]:
-    """The open pair, and the mark of its contents if that is asked for."""
+    """The open reader, and the mark of its content if `has_mark`."""
     return IndexedReader(prefix), mark(prefix) if has_mark else ""

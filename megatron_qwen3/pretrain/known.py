@@ -1,11 +1,11 @@
-"""Which sources of a mixture were read before, however they are spelled and wherever they lie.
+"""Recognises sources that were read before, under any name and in any place.
 
     keys = recognised(sources, {"web:9f0c…": source_of_before, …})     # {"web": "web:9f0c…"}
 
-A source is known by its name and the fingerprint of its contents. Under another name the same
-contents go on, too, unless a source of the old name goes on beside it. Runs and curricula of
-version 1 say nothing of contents: there the path of the first shard and the number of tokens
-decide, or the name and that number, so that what was moved since is found again.
+A source is recognised by its name and the fingerprint of its content. The same content under
+another name continues, too, unless a source of the old name continues beside it. Runs and curricula
+of version 1 have no fingerprints: there the path of the first shard and the number of tokens
+decide, or the name and that number, so that moved files are found again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_qwen3.config import ConfigError
 
 
 def recognised(sources: Sequence[Source], known: Mapping[str, Source]) -> dict[str, str]:
-    """By name of a source, the key that its text is known by. A key serves one source at most."""
+    """The key of each recognised source, by name. A key serves at most one source."""
     if not known:
         return {}
     keys_of: dict[str, list[str]] = defaultdict(list)
@@ -46,13 +46,13 @@ def check_held_out(source: Source, before: Source) -> None:
     if source.held_out != before.held_out:
         raise ConfigError(
             f"source {source.name}: {source.held_out:,} tokens are held out, but "
-            f"{before.held_out:,} were when it was trained on before; keep data.held_out, or what "
-            "was held out is trained on and the other way round"
+            f"{before.held_out:,} were when it was trained on before; keep data.held_out, or "
+            "held-out text is trained on, and trained text held out"
         )
 
 
 def other_contents(sources: Iterable[Source], before: Iterable[Source]) -> None:
-    """ConfigError where one of `sources`, none of which was recognised, has a name of `before`."""
+    """ConfigError where one of `sources`, which were not recognised, has a name of `before`."""
     by_name = {source.name: source for source in before}
     for source in sources:
         if old := by_name.get(source.name):
@@ -61,7 +61,7 @@ def other_contents(sources: Iterable[Source], before: Iterable[Source]) -> None:
                 tokens = f"as many tokens, {source.tokens:,}"
             raise ConfigError(
                 f"data.sources.{source.name}: {source.shards[0].path} is not what this run was "
-                f"trained on until now under that name ({tokens}); give back what it was, or "
+                f"trained on until now under that name ({tokens}); restore the old files, or "
                 "another name: then it is read from its beginning"
             )
 
@@ -69,7 +69,7 @@ def other_contents(sources: Iterable[Source], before: Iterable[Source]) -> None:
 def news(
     sources: Sequence[Source], known: Mapping[str, Source], keys: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """What a person should know of sources that were read before, or not, by other names."""
+    """Notes on sources that were read before, or under other names."""
     rest = [source for key, source in known.items() if key not in keys.values()]
     fresh = [source for source in sources if source.name not in keys]
     again = put_together_otherwise(fresh, rest)
@@ -82,7 +82,7 @@ def news(
     ]
     twins = [f"{a} and {b}" for a, b in _twins(sources) if not {a, b} <= keys.keys()]
     told = [
-        (again, "are put together otherwise than before: what was read of them comes again"),
+        (again, "are put together otherwise than before: text already read of them comes again"),
         (others, "have other contents than before under their names: they begin with their first"),
         (renamed, "go on where they stood under another name"),
         (twins, "have the same contents: that text is read as often as both say"),
@@ -101,14 +101,14 @@ def _twins(sources: Iterable[Source]) -> Iterator[tuple[str, str]]:
 
 
 def _signs(source: Source) -> Iterator[str]:
-    """What a source may be recognised by, the surest first."""
+    """The identities of a source, the surest first."""
     if source.fingerprint:
         yield f"contents {source.fingerprint}"
     path = source.shards[0].path
     yield f"path {path}:{source.tokens}"
     if source.name:
         yield f"name {source.name}:{source.tokens}"
-    else:  # idle in a record of version 1, which says no more
+    else:  # idle in a record of version 1, which has no more
         yield f"file {os.path.basename(path)}:{source.tokens}"
 
 

@@ -21,7 +21,7 @@ from megatron_qwen3.training.run import Run
 
 
 class Inputs(NamedTuple):
-    """What the run is fed after `step` steps, and the record of it."""
+    """The run's data after `step` steps, and their record."""
 
     step: int
     mixture: Mixture
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 
 
 def check(config: Config) -> Inputs:
-    """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+    """The run's inputs. ConfigError, before any rank starts, for every fault of them."""
     reader.check(config)
     begins = origin.check(config)
     history = record.prepare(config, begins.step, begins.before)
@@ -41,11 +41,11 @@ def check(config: Config) -> Inputs:
 def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
-    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
-    stopped, and a person must look.
+    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: the
+    run stopped and needs a person to look.
     """
     with Run(config, layout) as run:
-        if run.start.step != inputs.step:  # a checkpoint proved damaged only when it was read
+        if run.start.step != inputs.step:  # damage of a checkpoint showed only when it was read
             inputs = check(config)
         _, mixture, history = inputs
         _begin(run, history)

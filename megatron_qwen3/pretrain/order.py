@@ -1,8 +1,8 @@
 """The order of the training data, in closed form: no table, whatever the number of samples.
 
-`Interleave` says which source sample i comes from, and how many earlier ones came from there;
-`Shuffle` is a permutation of any size, one position at a time. `stream.py` turns the count of a
-source into its tokens, and `data.Mixture` joins the two.
+`Interleave` gives the source of sample i, and the number of earlier samples from there; `Shuffle`
+is a permutation of any size, one position at a time. `stream.py` turns the count of a source into
+its tokens, and `data.Mixture` joins the two.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Interleave:
         self._root = heap[0][1] if heap else 0
 
     def locate(self, sample: int) -> tuple[int, int]:
-        """(source, how many earlier samples came from the same source) of a sample."""
+        """(source, number of earlier samples from the same source) of a sample."""
         leaves = len(self.quotas)
         period, n = divmod(sample, self.total)
         node = self._root
@@ -61,7 +61,7 @@ class Interleave:
         return node, period * self.quotas[node] + n
 
     def counts(self, samples: int) -> list[int]:
-        """How many of the first `samples` samples come from each source."""
+        """Number of samples of each source among the first `samples`."""
         leaves = len(self.quotas)
         period, n = divmod(samples, self.total)
         count = [0] * len(self._weights)
@@ -75,7 +75,7 @@ class Interleave:
 
     @property
     def bound(self) -> float:
-        """The furthest that the count of any source can be from its share, in samples."""
+        """The greatest distance of any source's count from its share, in samples."""
         leaves = len(self.quotas)
         error = [0.0] * len(self._weights)
         for node in range(len(self._weights) - 1, leaves - 1, -1):
@@ -119,7 +119,7 @@ class Shuffle:
                 return value
 
     def at(self, positions_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The values at many positions at once: as `self[position]` of each."""
+        """The values at many positions at once: `self[position]` of each."""
         rows, columns = np.uint64(self._rows), np.uint64(self._columns)
         value_N = positions_N.astype(np.uint64)
         walking = np.arange(len(value_N))
@@ -133,7 +133,7 @@ class Shuffle:
         return value_N.astype(np.int64)
 
     def position(self, value: int) -> int:
-        """Where `value` stands: the inverse."""
+        """The position of `value`: the inverse."""
         while True:
             a, b = divmod(value, self._columns)
             for round in range(2 * _FEISTEL_ROUNDS - 2, -1, -2):
@@ -170,6 +170,6 @@ def _mixed_of_many(key: int, value_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.
 
 
 def epoch_key(seed: int, source_name: str, epoch: int) -> int:
-    """The key of everything that is shuffled in one pass through one source."""
+    """The key of all shuffling in one pass through one source."""
     text = f"{seed}\0{epoch}\0{source_name}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

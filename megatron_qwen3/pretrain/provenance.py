@@ -1,4 +1,4 @@
-"""From a row of a training step back to the text: source, shard, document and where that came from.
+"""Traces a row of a training step back to its text: source, shard, document and input file.
 
 for origin in locate("runs/8b/pretrain_1_general", step=1200, row=7):
     origin.shard, origin.document, origin.file, origin.line
@@ -23,10 +23,10 @@ from megatron_qwen3.pretrain.record import RunRecord
 
 @dataclass(frozen=True)
 class RowPiece:
-    """Part of a row that is of one document: its tokens [position, position + len(tokens)).
+    """The part of a row from one document: its tokens [position, position + len(tokens)).
 
-    place: of the first of them in the shard; file, line, id: what the document was made from, as
-    the shard's .docs file says, or "" and 0 where it has none; fields: what else it brought.
+    place: of its first token in the shard; file, line, id: the document's input, from the shard's
+    .docs file, or "" and 0 without one; fields: the document's other fields.
     """
 
     position: int
@@ -42,7 +42,7 @@ class RowPiece:
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """A row: its global sample number within its part of the run, where it is, and its pieces."""
+    """A row: its global sample number within its part of the run, its place, and its pieces."""
 
     sample: int
     source: str

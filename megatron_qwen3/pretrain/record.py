@@ -1,13 +1,13 @@
-"""What a run is fed from, and the record of it that its folder keeps: data.json.
+"""The data of a run, and their record in its folder: data.json.
 
 The order of samples is a formula of their number as long as mixture, sequence length and batch stay
-what they are: a `RunPart` of the run. Where one of them changes, whether in the middle of a run or
-with the next stage, a new part begins, and every source goes on in it from the token where it
-stood. So nothing unseen is lost and nothing is seen again before its time, also when a stage ends
-earlier than planned. A source is recognised by what it is (`known.py`): the record keeps the key
-that its order was drawn from when it was first read, and where its files lie now.
+the same: a `RunPart` of the run. Where one of them changes, within a run or with the next stage, a
+new part begins, and every source continues in it from the token that it had reached. So no unseen
+text is lost and none is repeated before its time, even when a stage ends earlier than planned. A
+source is recognised by its content (`known.py`): the record keeps the key from which its order was
+drawn when it was first read, and the present place of its files.
 
-    record = prepare(config, step)      # parts so far, the last being the one from `step` on
+    record = prepare(config, step)      # parts so far; the last one begins at `step`
     record.write(config.run_dir)        # once, by the rank that writes
 """
 
@@ -36,9 +36,9 @@ FILE_NAME = "data.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a source goes on: its cursor in the order that `seed` and `key` give it.
+    """A source's starting point: its cursor in the order of `seed` and `key`.
 
-    key: the source's identity when it was first read; "" stands for what it is now.
+    key: the source's identity when it was first read; "" stands for its present one.
     """
 
     seed: int
@@ -48,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Feed:
-    """A source in a part. share: its tokens of a planned stage, or else a relative weight."""
+    """A source in a part. share: its tokens in a planned stage, otherwise a relative weight."""
 
     source: Source
     share: int
@@ -56,7 +56,7 @@ class Feed:
 
     @property
     def key(self) -> str:
-        """The same in every part of a run and of the stages after it."""
+        """The source's key, the same in every part of a run and of later stages."""
         return self.start.key or self.source.identity
 
     def reading(self, sequence_length: int, sequences: int | None) -> Reading:
@@ -67,7 +67,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class RunPart:
-    """Steps of a run that are fed alike. sequences: of all feeds together; None is without end."""
+    """Steps of a run with one mixture. sequences: of all feeds together; None: endless."""
 
     first_step: int
     global_batch: int
@@ -80,7 +80,7 @@ class RunPart:
         return self.global_batch * self.sequence_length
 
     def quotas(self) -> list[int]:
-        """Sequences of each feed, for a part without end those of one period."""
+        """Sequences of each feed; in an endless part, those of one period."""
         shares = [feed.share for feed in self.feeds]
         return shares if self.sequences is None else apportion(shares, self.sequences)
 
@@ -90,7 +90,7 @@ class RunPart:
         return [feed.reading(self.sequence_length, end) for feed, end in feeds]
 
     def starts_after(self, step: int) -> dict[str, Start]:
-        """Where each source stands when the run has done `step` steps."""
+        """The starting point of each source after `step` steps of the run."""
         samples = (step - self.first_step) * self.global_batch
         counts = Interleave(self.quotas()).counts(samples)
         return {
@@ -99,14 +99,14 @@ class RunPart:
         }
 
     def is_like(self, other: RunPart) -> bool:
-        """Whether both are the same mixture in the same portions."""
+        """Whether both have the same mixture in the same shares."""
         return self._mixture() == other._mixture()
 
     def _mixture(self) -> tuple[Any, ...]:
         return self.global_batch, self.sequence_length, self.sequences is None, self.shares()
 
     def shares(self) -> list[tuple[str, int]]:
-        """What it takes of each source, by `Feed.key`."""
+        """Each source's share, by `Feed.key`."""
         return [(feed.key, feed.share) for feed in self.feeds]
 
 
@@ -114,8 +114,8 @@ class RunPart:
 class RunRecord:
     """The parts of a run in order.
 
-    idle: by key, sources of stages before that have no part, and where they stand; news: what a
-    person should know of this start.
+    idle: by key, sources of earlier stages that have no part, and their starting points; news: log
+    lines on this start.
     """
 
     parts: tuple[RunPart, ...]
@@ -127,7 +127,7 @@ class RunRecord:
         return max((p for p in self.parts if p.first_step <= step), key=lambda p: p.first_step)
 
     def starts_after(self, step: int) -> dict[str, Start]:
-        """By key, where every source that was ever read stands after `step` steps."""
+        """By key, the starting point after `step` steps of every source that was ever read."""
         starts = {key: start for key, (_, start) in self.idle.items()}
         for part, last in self.lasting(step):
             starts |= part.starts_after(last)
@@ -147,13 +147,13 @@ class RunRecord:
         )
 
     def lasting(self, step: int) -> Iterator[tuple[RunPart, int]]:
-        """The parts that have begun before `step`, and the step at which each has ended."""
+        """The parts that have begun before `step`, and the step at which each ended."""
         parts = [part for part in self.parts if part.first_step < step]
         ends = [part.first_step for part in parts[1:]] + [step]
         return zip(parts, ends, strict=False)
 
     def lying_at(self, part: RunPart) -> RunRecord:
-        """The record with those of its sources that `part` has where they lie now."""
+        """The record with the present places of the sources in `part`."""
         now = {feed.key: feed.source for feed in part.feeds}
 
         def moved(part: RunPart) -> RunPart:
@@ -170,7 +170,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, run_dir: Path) -> RunRecord | None:
-        """None where the folder has none; ConfigError where it cannot be read."""
+        """Read a run's record; None without one. ConfigError where it cannot be read."""
         path = run_dir / FILE_NAME
         if not path.exists():
             return None
@@ -182,23 +182,23 @@ class RunRecord:
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is not a record of what a run read: {error!r}") from None
+            raise ConfigError(f"{path} is not a record of a run's data: {error!r}") from None
 
 
 class ReadBefore(NamedTuple):
-    """By key, the sources that a run and the stages before it have read, and where they stand."""
+    """By key, the sources that a run and earlier stages have read, and their starting points."""
 
     sources: Mapping[str, Source] = {}
     starts: Mapping[str, Start] = {}
 
     @classmethod
     def of(cls, record: RunRecord, step: int) -> ReadBefore:
-        """After `step` steps."""
+        """The sources read after `step` steps."""
         starts, sources = record.starts_after(step), record.sources()
         return cls({key: sources[key] for key in starts}, starts)
 
     def tokens(self, sources: Sequence[Source]) -> dict[str, int]:
-        """By name of a source that goes on as it was divided, how much of it was read."""
+        """By name of a continued source with the same division, the tokens read of it."""
         keys = known.recognised(sources, self.sources)
         return {
             source.name: self.starts[key].cursor.tokens_read
@@ -207,17 +207,17 @@ class ReadBefore(NamedTuple):
         }
 
     def idle(self, keys: Mapping[str, str]) -> dict[str, tuple[Source, Start]]:
-        """Those that are not gone on with by `keys`."""
+        """The sources that `keys` does not continue."""
         gone_on = set(keys.values())
         rest = (key for key in self.starts if key not in gone_on)
         return {key: (self.sources[key], self.starts[key]) for key in rest}
 
 
 def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -> RunRecord:
-    """The record of a run that has done `step` steps, its last part being fed from now on.
+    """The record of a run that has done `step` steps; its last part begins now.
 
-    before: run folder and steps done of the stage that a fresh run goes on from. ConfigError where
-    the sources are not there, or the stage has fewer tokens than the run asks for.
+    before: run folder and steps done of the stage that a new run continues. ConfigError where
+    sources are missing, or the stage has fewer tokens than the run needs.
     """
     wanted = _wanted(config)
     old = RunRecord.read(config.run_dir) if step else None
@@ -245,7 +245,7 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
 
 
 def _wanted(config: Config) -> RunPart:
-    """What the settings ask for, as if the run began with it."""
+    """The part that the settings describe, as if the run began with it."""
     data, train = config.data, config.train
     if not data.curriculum:
         start = Start(config.run.seed)
@@ -276,7 +276,7 @@ def _check_names(feeds: Iterable[Feed], origin: str) -> None:
 
 
 def _left(wanted: RunPart, old: RunRecord, step: int) -> int:
-    """Sequences of a planned stage that the run has not read when it has done `step` steps."""
+    """Sequences of a planned stage that the run has not read after `step` steps."""
     read = sum(
         (last - part.first_step) * part.step_tokens
         for part, last in old.lasting(step)
@@ -287,9 +287,9 @@ def _left(wanted: RunPart, old: RunRecord, step: int) -> int:
 
 
 def _going_on(part: RunPart, read: ReadBefore) -> tuple[RunPart, dict[str, str], tuple[str, ...]]:
-    """The part with its sources where they stand; those never read start as planned.
+    """The part with its sources continued where they were; new ones start as planned.
 
-    With it the keys of those read before, by name, and what a person should know.
+    Also the keys of those read before, by name, and log lines.
     """
     sources = [feed.source for feed in part.feeds]
     keys = known.recognised(sources, read.sources)
@@ -301,7 +301,7 @@ def _going_on(part: RunPart, read: ReadBefore) -> tuple[RunPart, dict[str, str],
             start = read.starts[key]
         else:
             key = feed.source.identity
-            while key in taken:  # by a source that has another name since
+            while key in taken:  # by a source that was renamed since
                 key += "+"
             start = replace(feed.start, key=key)
         taken.add(key)
@@ -341,7 +341,7 @@ def _checked(config: Config, record: RunRecord) -> RunRecord:
 
 
 def _record_json(record: RunRecord, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """rows: of its sources, by key."""
+    """The record as JSON. rows: of its sources, by key."""
     sources = record.sources()
     return {
         "version": curriculum.version_of(sources.values()),
@@ -361,7 +361,8 @@ def _record_json(record: RunRecord, rows: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _record(content: Mapping[str, Any], store: Store | None) -> RunRecord:
-    """Of version 1, too, where keys are paths and idle sources have nothing else."""
+    """The record from JSON; also of version 1, where keys are paths and idle sources have no
+    more."""
     sources = {
         key: Source.from_json(row["name"], row["folder"], row, store)
         for key, row in content["sources"].items()
@@ -380,7 +381,7 @@ def _record(content: Mapping[str, Any], store: Store | None) -> RunRecord:
 
 
 def _source_by_path(key: str) -> Source:
-    """What version 1 says of an idle source: PATH:TOKENS-HELD_OUT of its first shard."""
+    """An idle source in version 1: PATH:TOKENS-HELD_OUT of its first shard."""
     path, _, sizes = key.rpartition(":")
     tokens, _, held_out = sizes.partition("-")
     return Source("", "", (ShardFile(path, int(tokens)),), int(held_out))

@@ -1,4 +1,4 @@
-"""What the data gives, as a batch has it: `arrays_of(mixture.read(places))`. No torch here."""
+"""Turns rows of the data into arrays of a batch: `arrays_of(mixture.read(places))`. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron_qwen3.training.arrays import Arrays
 
 
 def arrays_of(rows: SampleRows) -> Arrays:
-    """All positions are trained; where documents are kept apart, each document's last is not.
+    """All positions are trained, except, where documents are kept apart, each document's last.
 
-    Filler of packed text is padding, and neither it nor the last token before it is trained. Nor is
-    what stands in place of a removed document, nor the token before it.
+    Filler of packed text is padding; neither it nor the last token before it is trained. Nor are
+    the places of a removed document, nor the token before it.
     """
     weights_BS, starts, valid_BS = np.ones(rows.tokens_BS.shape, np.float32), None, None
     if rows.documents is not None:
@@ -29,7 +29,7 @@ def arrays_of(rows: SampleRows) -> Arrays:
 
 @dataclass(frozen=True)
 class StepRows:
-    """Rows of the global batch of any step: `read(step)`. share: which, as a data rank has them."""
+    """Rows of the global batch of any step: `read(step)`. share: the rows of one data rank."""
 
     mixture: Mixture
     share: range

@@ -1,4 +1,4 @@
-"""[[data.sources]] as sources of a mixture: the simple way, without a curriculum file."""
+"""[[data.sources]] as sources of a mixture, without a curriculum file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from data_prep.packed import Packed
 from data_prep.stretches import ShardFile
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 
-_WEIGHT_UNIT = 1 << 40  # weights are kept to a millionth of a millionth of the mixture
+_WEIGHT_UNIT = 1 << 40  # weights are exact to a millionth of a millionth of the mixture
 
 
 def simple_sources(data: DataConfig) -> list[tuple[Source, int]]:
     """Every source with its weight as a whole number.
 
-    ConfigError where none is given, one is given twice, or one is missing, cut short or too small.
+    ConfigError where none is given, or one is given twice, missing, cut short or too small.
     """
     if not data.sources:
         raise ConfigError(

@@ -1,10 +1,10 @@
-"""Which runs have read some tokens of shards, or curricula will, and how many times: arithmetic.
+"""Counts how often runs have read, or curricula will read, some tokens of shards: arithmetic.
 
     for reader in readers([Path("runs")], {"data/tokens/shards/00000/00000": [(17, 350)]}):
         reader.path, reader.what, reader.least, reader.most, reader.at_work
 
-What a run has read up to its newest checkpoint follows from its data.json, what a curriculum's
-stages plan from the manifest. A shard is known by where it lies, or by its mark.
+A run's reading up to its newest checkpoint follows from its data.json, that planned by a
+curriculum's stages from the manifest. A shard is recognised by its place, or by its mark.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HEAD_BYTES = 1 << 16  # of a manifest, within which its stages begin
 
 @dataclass(frozen=True)
 class Reader:
-    """A run or a curriculum that has some of the tokens among its sources.
+    """A run or a curriculum with some of the tokens among its sources.
 
-    what: its step, or the stage; verb: what it has done or will do; least, most: how often with
-    each of the ranges; at_work: who runs it now, or "".
+    what: its step, or the stage; verb: "has read" or the like; least, most: how often, over the
+    ranges; at_work: who runs it now, or "".
     """
 
     path: Path
@@ -44,9 +44,9 @@ class Reader:
 
 
 def readers(paths: Iterable[Path], ranges: Ranges) -> Iterator[Reader]:
-    """Of runs, curricula and folders of them those that have these tokens among their sources.
+    """The runs and curricula, in these paths and folders, with these tokens among their sources.
 
-    ConfigError where a path is none of these.
+    ConfigError where a path is none of them.
     """
     shards = _Shards(ranges)
     for path in dict.fromkeys(found for given in paths for found in _found(given)):
@@ -57,14 +57,14 @@ def readers(paths: Iterable[Path], ranges: Ranges) -> Iterator[Reader]:
 
 
 class _Shards:
-    """The shards that tokens are looked for in, wherever a run found them."""
+    """The shards with the tokens, wherever a run found them."""
 
     def __init__(self, ranges: Ranges) -> None:
         self._by_path = {os.path.realpath(prefix): some for prefix, some in ranges.items()}
         self._by_mark = {mark(prefix): some for prefix, some in ranges.items()}
 
     def in_source(self, source: Source) -> list[Range]:
-        """The ranges as tokens of a source, as far as they lie in it."""
+        """The ranges as tokens of a source, if they lie in it."""
         found, before = [], 0
         for shard in source.shards:
             for first, last in self._of(source, shard):
@@ -75,17 +75,17 @@ class _Shards:
         return found
 
     def _of(self, source: Source, shard: ShardFile) -> Sequence[Range]:
-        """Those of a shard: the one that lies there, or else one of the same contents."""
+        """The ranges of a shard, by its place or else by its content."""
         if shard.mark and shard.mark not in self._by_mark:
-            return ()  # without a look at where each of ten thousands lies
+            return ()  # without checking the place of each of tens of thousands
         path = os.path.realpath(os.path.join(source.folder, shard.path))
         return self._by_path.get(path) or self._by_mark.get(shard.mark, ())
 
 
 def times(source: Source, start: Start, before: Cursor, ranges: Sequence[Range]) -> list[int]:
-    """How often each range, or some of it, was read on the way from `before` to the start's cursor.
+    """How often each range, or a part of it, was read between `before` and the start's cursor.
 
-    What is held out is never read.
+    Held-out text is never read.
     """
     key = start.key or source.identity
     stream = Stream.of_rows(key, source.training_tokens, start.seed, source.row_length)
@@ -116,7 +116,7 @@ def _of_run(run: Path, shards: _Shards) -> Iterator[Reader]:
     newest = folder.newest(run)
     step = folder.step_of(newest) if newest else 0
     first = {key: start.cursor for key, (_, start) in record.idle.items()}
-    for part in reversed(record.parts):  # where each source stood when it was first read
+    for part in reversed(record.parts):  # each source's starting point when it was first read
         first |= {feed.key: feed.start.cursor for feed in part.feeds}
     counts: list[int] = []
     for key, start in record.starts_after(step).items():

@@ -1,1 +1,1 @@
-"""How well a model reads texts that are longer than those it was trained with."""
+"""Measures how well a model reads texts beyond its trained length."""

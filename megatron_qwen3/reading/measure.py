@@ -1,4 +1,4 @@
-"""Loss by position and passkey retrieval of a model at one length.
+"""Loss by position, and passkey retrieval, of a model at one length.
 
     nats_P = losses(model, texts, length=4096, bins=32)       # every rank gets the result
     found = keys_found(model, prompts)
@@ -29,7 +29,7 @@ def losses(
 ) -> list[float]:
     """Mean nats of each P-th of `length` predicted tokens, over texts of length + 1 at least.
 
-    done: told how many texts were read, after each pass.
+    done: called after each pass with the number of texts read.
     """
     sums_P = torch.zeros(bins, dtype=torch.float64)
     for group in _groups(model, texts):
@@ -43,8 +43,8 @@ def losses(
 
 
 def keys_found(model: Model, prompts: Sequence[Prompt], done: Done) -> list[bool]:
-    """Whether each token of a prompt's key is the most probable one after the true ones before it:
-    whether greedy generation would write the key. Prompts are of one length."""
+    """Whether each token of a prompt's key is the most probable one after the true tokens before
+    it, so that greedy generation would write the key. Prompts have equal length."""
     found = torch.zeros(len(prompts), dtype=torch.float64)
     for group in _groups(model, list(enumerate(prompts))):
         batch = share_of_rank(model, group, _asking)
@@ -57,7 +57,7 @@ def keys_found(model: Model, prompts: Sequence[Prompt], done: Done) -> list[bool
 
 
 def _groups(model: Model, rows: Sequence[Row]) -> list[list[Row]]:
-    """One row of each data rank at a time: long ones fill memory."""
+    """Groups of one row per data rank, since long rows fill memory."""
     size = model.layout.data
     return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
 
@@ -68,7 +68,7 @@ def _batch(texts: Sequence[Sequence[int]], length: int) -> TokenBatch:
 
 
 def _asking(prompts: Sequence[tuple[int, Prompt]]) -> TokenBatch:
-    """The label of a row's last position is none: a key ends one before."""
+    """The batch of prompts; the last position has no label, as the key ends one before."""
     ids = torch.tensor([prompt.ids for _, prompt in prompts])
     labels, asked = ids.roll(-1, 1), torch.zeros_like(ids)
     for row, (_, prompt) in enumerate(prompts):

@@ -1,10 +1,10 @@
-"""A key that stands somewhere in a long text and is asked for at its end. No torch.
+"""Prompts of passkey retrieval: a key within a long text, requested at its end. No torch.
 
     prompts = make(texts, length=4096, count=40, words, encode)
 
-Passkey retrieval (arXiv 2305.16300, section 4.3): the rest of the text does not matter, so whether
-the key is found says how far attention reaches. Keys stand at even depths, from the first place to
-the last before the question.
+Passkey retrieval (arXiv 2305.16300, section 4.3): the rest of the text does not matter, so finding
+the key shows how far attention reaches. Keys are at even depths, from the first place to the last
+before the question.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from megatron_qwen3.config import ConfigError
 
 Encode = Callable[[str], list[int]]
-KEY = "{key}"  # in the words; other braces are text
+KEY = "{key}"  # placeholder in the words; other braces are text
 
 
 class Words(NamedTuple):
@@ -36,7 +36,8 @@ class Words(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """ids: exactly the asked length; the last `answer` of them are the key. depth: 0 to 1."""
+    """ids: of exactly the requested length; the last `answer` of them are the key. depth: 0 to
+    1."""
 
     ids: list[int]
     answer: int

@@ -1,4 +1,4 @@
-"""Ways of reading beyond the trained length, as settings of the table [rope]. No torch.
+"""Names the ways of reading beyond the trained length, as settings of the table [rope]. No torch.
 
     rope = settings_of("dca", trained=32_768, longest=131_072, own=RopeConfig())
 
@@ -25,7 +25,7 @@ def usual(own: RopeConfig) -> tuple[str, ...]:
 
 
 def settings_of(way: str, trained: int, longest: int, own: RopeConfig) -> RopeConfig:
-    """The settings of a way. ConfigError for a model too short to cut into chunks.
+    """The settings of a way. Raises ConfigError for a model too short to cut into chunks.
 
     Chunks are seven eighths of the trained length, and the rest is kept of the chunk before: more
     than Qwen2.5-1M's thirty-second (arXiv 2501.15383), which is little of a small model's length.

@@ -1,1 +1,1 @@
-"""Checkpoints as files: folders, checksums, the torch_dist format. Nothing here knows a model."""
+"""Checkpoints as files: folders, checksums, the torch_dist format; independent of the model."""

@@ -1,4 +1,4 @@
-"""Boxes of a tensor: whether they lie apart, and where two of them meet.
+"""Boxes of a tensor: whether they are disjoint, and their intersections.
 
 A box is (offsets, sizes), elements [offset, offset + size) along every axis.
 """
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 _MOST_PAIRS = 1 << 22
-_MOST_TURNS = 100  # that a box is looked at; of a real checkpoint some ten
+_MOST_TURNS = 100  # splits per box; a real checkpoint needs about ten
 
 
 def apart(boxes: Sequence[Box]) -> bool:
     """Whether no two boxes have an element in common.
 
-    Boxes are split along any axis into groups that have none in common, and the groups again, as
-    long as it goes; what is left is compared in pairs, and taken to overlap where that is endless.
+    Boxes are split along any axis into groups without common elements, and the groups again, as far
+    as possible; the rest is compared in pairs, and taken to overlap where there are too many.
     """
     todo = [[box for box in boxes if 0 not in box[1]]]
     work = _MOST_TURNS * len(boxes)
@@ -36,7 +36,7 @@ def apart(boxes: Sequence[Box]) -> bool:
 
 
 def _split(group: list[Box]) -> list[list[Box]]:
-    """Groups along the first axis that parts them; [] where none does."""
+    """Groups along the first axis that separates boxes; [] where none does."""
     for axis in range(len(group[0][0])):
         groups: list[list[Box]] = []
         end = -1
@@ -52,7 +52,7 @@ def _split(group: list[Box]) -> list[list[Box]]:
 
 
 def meeting(a: Box, b: Box) -> Box | None:
-    """What two boxes have in common; None where that is nothing."""
+    """The intersection of two boxes; None where it is empty."""
     low = tuple(map(max, a[0], b[0]))
     high = tuple(min(x + m, y + n) for x, m, y, n in zip(*a, *b, strict=True))
     sizes = tuple(h - at for at, h in zip(low, high, strict=True))

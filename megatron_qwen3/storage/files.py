@@ -1,4 +1,4 @@
-"""Bytes of a file at a place: `read_exactly(path, start, out)`."""
+"""Reads bytes at a place of a file: `read_exactly(path, start, out)`."""
 
 import os
 from pathlib import Path

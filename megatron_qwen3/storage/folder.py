@@ -1,10 +1,10 @@
-"""The checkpoints of a run: {run folder}/checkpoints/step_00000040, and what may happen to them.
+"""The folder of a run's checkpoints, {run folder}/checkpoints/step_00000040, and their names.
 
-A checkpoint is written under a name that nothing reads, `step_00000040.partial`, and gets its own
-by one rename (`publish`), when every file and the manifest are on the disk. So what has the name
-was once whole; `manifest.faults` says whether it still is. One that is not is set aside as
-`step_00000040.damaged`, for a person to look at, until a newer one is saved. What is deleted loses
-its name first. All of this is done by one rank. Nothing here imports torch.
+A checkpoint is written under a name that no reader accepts, `step_00000040.partial`, and gets its
+own by one rename (`publish`) when every file and the manifest are on disk. So a folder of that name
+was once whole; `manifest.faults` tells whether it still is. A damaged one is set aside as
+`step_00000040.damaged`, for a person to inspect, until a newer one is saved. A checkpoint to be
+deleted loses its name first. One rank does all of this. Nothing here imports torch.
 """
 
 import os
@@ -19,26 +19,26 @@ from megatron_qwen3.storage.whole import LONGEST_NAME, sync, sync_tree
 
 SETTINGS_FILE = "config.toml"
 _NAME = "step_" + "[0-9]" * 8
-_LONGEST_PATH = 4000  # bytes; Linux takes 4096, and files have names, too
+_LONGEST_PATH = 4000  # bytes; Linux allows 4096, file names included
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """All that have a checkpoint's name in a run folder, oldest first."""
+    """All folders in a run folder that have a checkpoint's name, oldest first."""
     return sorted((run_dir / "checkpoints").glob(_NAME))
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps that were done when it was saved."""
+    """Number of optimizer steps done when it was saved."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The newest whose files are all there at their sizes; None where there is none."""
+    """The newest whose files all exist with their sizes; None without one."""
     return next((c for c in reversed(checkpoints(run_dir)) if not manifest.faults(c)), None)
 
 
 def check_writable(run_dir: Path) -> None:
-    """ConfigError where a run folder can neither be made nor written to; nothing is made here."""
+    """ConfigError where a run folder can neither be made nor written to; makes nothing."""
     try:
         fault = _write_fault(run_dir)
     except (OSError, ValueError) as error:
@@ -74,15 +74,15 @@ def _write_fault(run_dir: Path) -> str:
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder is meant to have a model of Hugging Face's format."""
+    """Whether a folder seems to hold a model in Hugging Face's format."""
     return (folder / "config.json").is_file()
 
 
 def find(path: str) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError.
+    """The checkpoint that `path` names: itself, or the newest of a run folder. ConfigError.
 
-    A damaged newest is an error, too: nobody who goes on from a run means one of its earlier steps.
-    So is a checkpoint that was made to run code.
+    A damaged newest one is an error, too, since earlier steps are not what the user asked for. So
+    is a checkpoint with a pickle that would run code.
     """
     folder = Path(path)
     if (folder / SETTINGS_FILE).exists() and (folder / "metadata.json").exists():
@@ -107,17 +107,17 @@ def find(path: str) -> Path:
 
 
 def partial(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written."""
+    """The folder in which a step's checkpoint is written."""
     return named(run_dir, step).with_suffix(".partial")
 
 
 def named(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is when it is whole."""
+    """The folder of a step's checkpoint once it is whole."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
 def publish(partial: Path) -> Path:
-    """Give a checkpoint that is written its name; from now on it counts, power cut or not."""
+    """Give a written checkpoint its name; from then on it counts, even after a power cut."""
     sync_tree(partial)
     final = partial.with_suffix("")
     old = _nameless(final)
@@ -145,13 +145,13 @@ def retain(run_dir: Path, keep: int, keep_every_steps: int) -> None:
 
 
 def clean(run_dir: Path) -> None:
-    """Remove what a run left half-written or half-deleted when it was killed."""
+    """Remove half-written or half-deleted checkpoints of a killed run."""
     for rest in (run_dir / "checkpoints").glob(f"{_NAME}*.partial"):
         shutil.rmtree(rest, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Take a damaged checkpoint's name away; what is left can be looked at."""
+    """Rename a damaged checkpoint, so that it can be inspected but is not used."""
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -159,14 +159,14 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def delete(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed half-way, it leaves something that `clean` removes."""
+    """Remove a checkpoint; if killed half-way, `clean` removes the rest."""
     nameless = _nameless(checkpoint)
     checkpoint.rename(nameless)
     shutil.rmtree(nameless, ignore_errors=True)
 
 
 def _nameless(checkpoint: Path) -> Path:
-    """A free name that nothing reads and `clean` removes."""
+    """A free name that no reader accepts and `clean` removes."""
     nameless = checkpoint.with_name(f"{checkpoint.stem}.old.partial")
     shutil.rmtree(nameless, ignore_errors=True)
     return nameless

@@ -1,8 +1,8 @@
-"""Files of a folder that a stranger may have filled: `inside(folder, name)`.
+"""Opens only plain files within a folder that is not trusted: `inside(folder, name)`.
 
-A name in a table, or a link, can point anywhere: at a private file, at a pipe that never ends. What
-is opened in a checkpoint or a model is a plain file of that folder. The cache of the Hugging Face
-hub, where a snapshot's files are links to the blobs of the same model, counts as one folder.
+A name in a table, or a link, can point anywhere: at a private file, at a pipe that never ends. Only
+plain files of the folder itself are opened in a checkpoint or a model. The cache of the Hugging
+Face hub, where a snapshot's files are links to the blobs of the same model, counts as one folder.
 Nothing here imports torch.
 """
 
@@ -37,13 +37,14 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """ConfigError where a link in `folder`, or in its tokenizer/, leads out of it; OSError."""
+    """ConfigError where a link in `folder`, or in its tokenizer/, leads out of it; OSError where it
+    cannot be read."""
     for parent in (folder, folder / "tokenizer"):
         if not parent.is_dir():
             continue
         for entry in os.scandir(parent):
             if entry.is_symlink() and not os.path.exists(entry.path):
-                continue  # it leads nowhere, and whoever opens it says so
+                continue  # a dangling link: opening it reports it
             if entry.is_symlink() and not _real(Path(entry.path)).is_relative_to(_own(folder)):
                 raise _leaves(Path(entry.path))
 
@@ -51,7 +52,7 @@ def check_links(folder: Path) -> None:
 def _real(path: Path) -> Path:
     try:
         return path.resolve(strict=True)
-    except RuntimeError:  # so Python 3.11 calls it
+    except RuntimeError:  # Python 3.11's error
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
 
 
@@ -63,7 +64,7 @@ def _leaves(path: Path) -> ConfigError:
 
 
 def _own(folder: Path) -> Path:
-    """What links of a folder may point into."""
+    """The folder that a folder's links may point into."""
     real = folder.resolve()
     is_cache = real.parent.name == "snapshots" and (real.parents[1] / "blobs").is_dir()
     return real.parents[1] if is_cache else real
@@ -71,7 +72,7 @@ def _own(folder: Path) -> Path:
 
 def read_small(path: Path, limit: int = JSON_BYTES) -> bytes:
     """A whole file. ConfigError where it is no plain file or longer than `limit`; OSError."""
-    # Not blocking: to open a pipe would wait for somebody who writes to it.
+    # Non-blocking, since opening a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -84,7 +85,7 @@ def read_small(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """`json.loads`, of which deep nesting is a ValueError like every other fault."""
+    """`json.loads`, with ValueError for deep nesting as for every other fault."""
     try:
         return json.loads(data)
     except RecursionError:

@@ -1,12 +1,11 @@
-"""Fill tensors from a checkpoint that any layout wrote: `load(template, folder)`.
+"""Fills tensors from a checkpoint that any layout wrote: `load(template, folder)`.
 
     loaded = load(model.weights(), folder)  # all ranks call it
     model.take_weights(loaded)
 
-The template is megatron-core's description of what this rank holds; its tensors are filled in
-place. The bytes are read here, straight from the files and straight into the tensors where they
-lie alike: neither megatron-core's loader nor torch's, which unpickle as they go, sees a stranger's
-checkpoint.
+The template is megatron-core's description of this rank's weights; its tensors are filled in place.
+Bytes are read here from the files directly into the tensors, where both have the same memory order:
+neither megatron-core's loader nor torch's, which unpickle, is used on foreign checkpoints.
 """
 
 from collections.abc import Callable
@@ -38,9 +37,9 @@ from megatron_qwen3.storage.table import (
 
 
 def faults(checkpoint: Path, in_full: bool) -> list[str]:
-    """What any rank finds wrong with a checkpoint, on all ranks, which all call it.
+    """Every rank's findings on a damaged checkpoint, on all ranks, which all call it.
 
-    With `in_full` they read every file, each rank its share; else sizes are looked at.
+    With `in_full` they read every file, each rank its share; else only sizes are checked.
     """
     ranks = dist.get_world_size()
     mine = manifest.faults(checkpoint, (dist.get_rank(), ranks) if in_full else None)
@@ -57,10 +56,10 @@ def load(
 ) -> dict[str, Any]:
     """The template with tensors, and plain objects, in place of their descriptions.
 
-    preferred: a tensor with this before its key is read instead, where the checkpoint has it.
-    read: where each tensor lies, of a folder of another format.
-    All ranks call it. ConfigError, on all of them, where the checkpoint is not one or lacks a part
-    of a tensor.
+    preferred: a tensor whose key has this prefix is read instead, if the checkpoint has it.
+    read: finds the place of each tensor, for a folder of another format.
+    All ranks call it. ConfigError, on all of them, where the folder is no checkpoint or lacks a
+    part of a tensor.
     """
     loaded: dict[str, Any] = {}
     error = ""
@@ -132,7 +131,7 @@ def _fill(entry: ShardedTensor, stored: StoredTensor | None, folder: Path) -> No
     own = (tuple(entry.global_offset), tuple(target.shape))
     expected = meeting(own, ((0,) * len(shape), shape))
     if shape != wanted:
-        target.zero_()  # rows of padding that another layout had not, or had more of
+        target.zero_()  # rows of padding that the saved layout lacked, or had more of
     found = 0
     for chunk in stored.chunks:
         if part := meeting(own, (chunk.offsets, chunk.shape)):

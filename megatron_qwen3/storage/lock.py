@@ -1,8 +1,8 @@
-"""One owner at a time of a folder, counting the processes that a killed one left behind.
+"""Locks that give a folder one owner at a time, even over processes that a killed one left.
 
-    with owned(folder): ...        # the owner; InUse names host and process of another one
+    with owned(folder): ...        # the owner; InUse names host and process of another
     with shared(folder): ...       # each of its processes, as long as it writes there
-    with alone(path, 7): ...       # task 7 of those of a file; a second copy of it waits
+    with alone(path, 7): ...       # task 7 of a file's tasks; a second copy waits
 
 Locks are the operating system's: they end with the process, however it ends. Where a file system
 has none (some network mounts), nothing is locked. Nothing here imports torch.
@@ -24,21 +24,21 @@ from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import make
 
-PATIENCE_SECONDS = 5.0  # what processes of a killed owner may take to notice
+PATIENCE_SECONDS = 5.0  # for processes of a killed owner to notice
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class InUse(ConfigError):
-    """A folder that another run is at work in; the text names it."""
+    """Another run is at work in the folder; the text names it."""
 
 
 @contextmanager
 def owned(
     folder: Path, name: str = "lock", patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator[None]:
-    """Nobody else is at work in the folder now, nor begins as long as this lasts.
+    """Own the folder: no other run is at work in it, or starts while this lasts.
 
-    name: of the lock's file in the folder. Both are made where they are not there.
+    name: of the lock's file in the folder. Both are made if missing.
     """
     make(folder)
     deadline = time.monotonic() + patience_seconds
@@ -54,7 +54,7 @@ def owned(
 
 @contextmanager
 def shared(folder: Path, name: str = "lock") -> Iterator[None]:
-    """The folder is in use."""
+    """Mark the folder as in use."""
     with _opened(folder / name) as file:
         _lock(file.fileno(), fcntl.LOCK_SH)
         yield
@@ -62,14 +62,14 @@ def shared(folder: Path, name: str = "lock") -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path, task: int) -> Iterator[None]:
-    """No other process is in such a block with the same file and task: it waits until this ends.
+    """Exclude other processes from such a block with the same file and task: they wait.
 
-    One process may be in one such block of a file at a time.
+    A process may be in one such block of a file at a time.
     """
     make(path.parent)
     with path.open("ab") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, task)  # of one byte, which need not be there
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, task)  # of one byte, which need not exist
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -77,23 +77,23 @@ def alone(path: Path, task: int) -> Iterator[None]:
 
 
 def owner_of(folder: Path, name: str = "lock") -> str:
-    """Who is at work in the folder, for people; "" where nobody is, or nobody can say."""
+    """The owner of the folder, in words; "" where there is none, or it is unknown."""
     try:
         with open(folder / name, encoding="utf-8", errors="replace") as file:
-            is_free = _lock(file.fileno(), fcntl.LOCK_EX)  # which ends with the file
+            is_free = _lock(file.fileno(), fcntl.LOCK_EX)  # released with the file
             return "" if is_free else _owner(file)
     except OSError:
         return ""
 
 
 def _taken(file: IO[str]) -> bool:
-    """Have the lock for this process and those that share it; False where somebody else has it."""
+    """Take the lock for this process and those that share it; False where another owner has it."""
     if not _lock(file.fileno(), fcntl.LOCK_EX):
         return False
     file.truncate(0)
     file.write(f"{socket.gethostname()} {os.getpid()}\n")
     file.flush()
-    # The kernel lets one lock go before it gives the other, and somebody may come between.
+    # The kernel releases one lock before it gives the other: another process may come between.
     return _lock(file.fileno(), fcntl.LOCK_SH)
 
 

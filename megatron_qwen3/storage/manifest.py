@@ -1,14 +1,14 @@
-"""What a checkpoint must hold: manifest.json with the size and the CRC-32 of every other file.
+"""A checkpoint's manifest.json: the size and the CRC-32 of every other file, and its check.
 
     write(folder, {"__0_0.distcp": Seal(bytes=4096, crc32=0x1c291ca3), ...})
-    faults(folder)                      # every file's length, and what is in the small ones
-    faults(folder, share=(rank, ranks)) # and the contents of every `ranks`-th file
+    faults(folder)                      # checks every file's size, and the content of small ones
+    faults(folder, share=(rank, ranks)) # and the content of every `ranks`-th file
 
     python -m megatron_qwen3.storage.manifest runs/my-8b/checkpoints/step_00000040
 
-A checksum finds what a crash, a full disk or a bad one did to a file; CRC-32 does that at the speed
-of memory, so that a run can afford it at every start. It is no defence against a file that someone
-forged: `table.py` is. Nothing here imports torch.
+A checksum finds damage by a crash, a full disk or a bad one; CRC-32 runs at the speed of memory, so
+that a run can afford it at every start. It is no defence against forged files: `table.py` is.
+Nothing here imports torch.
 """
 
 import json
@@ -31,7 +31,7 @@ _LOADED = ("config.toml", "progress.json", "metadata.json", ".metadata")  # and 
 
 
 class Seal(NamedTuple):
-    """What a file's contents are known by."""
+    """The size and checksum by which a file's content is recognized."""
 
     bytes: int
     crc32: int
@@ -47,7 +47,7 @@ def seal(path: Path) -> Seal:
 
 
 def write(folder: Path, seals: Mapping[str, Seal]) -> None:
-    """Write manifest.json, and have it on the disk when this returns."""
+    """Write manifest.json; it is on disk when this returns."""
     rows = {
         name: {"bytes": s.bytes, "crc32": f"{s.crc32:08x}"} for name, s in sorted(seals.items())
     }
@@ -55,7 +55,7 @@ def write(folder: Path, seals: Mapping[str, Seal]) -> None:
 
 
 def read(folder: Path) -> dict[str, Seal]:
-    """The seal of every file. ValueError says why there is no manifest to go by."""
+    """The seal of every file. ValueError says why there is no usable manifest."""
     try:
         inside(folder, FILE_NAME)
         rows = parse_json(read_small(folder / FILE_NAME))["files"]
@@ -79,11 +79,11 @@ def _seal(row: Any) -> Seal:
 
 
 def faults(folder: Path, share: tuple[int, int] | None = None) -> list[str]:
-    """What is wrong with a checkpoint, a line per file; [] where nothing is found.
+    """The faults of a checkpoint, a line per file; [] where none is found.
 
-    Every file must be there at its size, and small ones be what they were. With share = (n, of),
-    files n, n + of, … are read as well and compared: `of` ranks together read everything once.
-    What a load reads must be listed, and what is listed be a plain file of the folder.
+    Every file must exist with its size, and small ones with their content. With share = (n, of),
+    files n, n + of, … are read and compared as well: `of` ranks together read everything once.
+    Files that a load reads must be listed, and listed ones must be plain files of the folder.
     """
     try:
         seals = read(folder)

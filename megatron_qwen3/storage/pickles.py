@@ -1,9 +1,9 @@
-"""Pickles of strangers, read without running them: `read(data)`, `read_large(data)`.
+"""Reads untrusted pickles without running them: `read(data)`, `read_large(data)`.
 
-Unpickling calls what a pickle names. Here every name that may occur at all stands for an empty
-class of ours that only notes what it was called with, so nothing is imported, called or changed,
-whatever the pickle says; what it says is then looked at, with exact types (`kind`). A name that
-torch does not write into a checkpoint is an error. Nor can a few bytes take all memory or time.
+Unpickling calls the names in a pickle. Here every name that may occur stands for an inert class of
+ours that only records its arguments, so nothing is imported, called or changed, whatever the pickle
+contains; its content is then checked, with exact types (`kind`). A name that torch does not write
+into a checkpoint is an error. Nor can a few bytes take all memory or time.
 
 `Archive` is a file of torch.save, which is a zip of one pickle and the bytes of its tensors, found
 without unpacking anything; `Slice` is a part of a file as a file, since in torch's distributed
@@ -50,11 +50,11 @@ _NAMES = {
         for name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
     ),
 }
-_PICKLE_BYTES = 1 << 20  # of one tensor some 200 are used, of our objects even less
+_PICKLE_BYTES = 1 << 20  # a tensor uses about 200, our objects even less
 
 
 class Inert:
-    """What a pickle would have made by calling a name: `args` of the call, `state` set after it."""
+    """Stands for an object that a pickle would have made: `args` of the call, `state` set after."""
 
     __slots__ = ("args", "state")
     args: tuple[Any, ...]
@@ -69,12 +69,12 @@ class Inert:
         self.state = state
 
 
-# The class `kind("Size")` is all that a pickle gets where it names torch.Size.
+# A pickle that names torch.Size only gets the class `kind("Size")`.
 _KINDS = {name: type(name, (Inert,), {"__slots__": ()}) for _, name in _NAMES}
 
 
 def kind(name: str) -> type[Inert]:
-    """The class of ours for a name, without its module."""
+    """Our inert class for a name, without its module."""
     return _KINDS[name]
 
 
@@ -95,7 +95,7 @@ _InPython: Any = pickle._Unpickler
 
 
 class _Unpickler(_InPython):  # type: ignore[misc]
-    """Of small pickles: as slow as it is careful."""
+    """The unpickler of small pickles: slow but careful."""
 
     dispatch = _InPython.dispatch.copy()
     for _code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT):
@@ -121,16 +121,16 @@ class _Unpickler(_InPython):  # type: ignore[misc]
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def _set(self, items: list[Any]) -> None:
-        """Keys are text: to hash a tuple of tuples of tuples … can take for ever."""
+        """Set items with text as keys: hashing nested tuples can take for ever."""
         if type(self.stack[-1]) is not dict or any(type(key) is not str for key in items[::2]):
             raise pickle.UnpicklingError("a table in it has keys that are no text")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
 
 def read(data: bytes) -> Any:
-    """What a small pickle holds: numbers, text, lists, dicts and `Inert`s.
+    """The content of a small pickle: numbers, text, lists, dicts and `Inert`s.
 
-    Damaged ones and those that name more raise exceptions of every kind.
+    Damaged pickles and those with other names raise exceptions of any kind.
     """
     return _Unpickler(io.BytesIO(data)).load()
 
@@ -140,8 +140,8 @@ class _FastUnpickler(pickle.Unpickler):
         return _named(module, name)
 
 
-# What the fast unpickler does with a pickle, in a process that may not take too much for it. What
-# `Inert` keeps has to be kept there too.
+# The fast unpickler, run on a pickle in a process with limits. Its `Inert` has to keep the same
+# attributes as ours.
 _TRIAL = """
 import pickle, resource, sys
 class Inert:
@@ -161,10 +161,10 @@ Unpickler(sys.stdin.buffer).load()
 
 
 def read_large(data: bytes) -> Any:
-    """As `read`, ten times as fast. ValueError where it took more than its size lets expect.
+    """As `read`, ten times as fast. ValueError where it takes more than its size suggests.
 
-    A few bytes can ask the fast unpickler for gigabytes, or have it compute for ever, and then
-    nothing stops it: so another process tries first.
+    A few bytes can make the fast unpickler allocate gigabytes or compute for ever, and nothing can
+    stop it then: so another process tries first.
     """
     limits = ((1 << 28) + 64 * len(data), 10 + len(data) // 500_000)  # bytes, seconds
     command = [sys.executable, "-I", "-S", "-c", _TRIAL, *map(str, limits)]
@@ -176,9 +176,10 @@ def read_large(data: bytes) -> Any:
 
 
 class ArchiveLayout(NamedTuple):
-    """How a tensor lies in an archive: its first element `offset` elements into `data/key`.
+    """The layout of a tensor in an archive: its first element is `offset` elements into
+    `data/key`.
 
-    `kind`: the class of ours for its dtype or, where `is_typed`, for its type of storage.
+    kind: our class for its dtype or, where `is_typed`, for its type of storage.
     """
 
     key: str
@@ -190,7 +191,7 @@ class ArchiveLayout(NamedTuple):
 
 
 def layout(value: Any) -> ArchiveLayout | None:
-    """That of a tensor as `read` gives it; None where the value is no plain tensor."""
+    """The layout of a tensor from `read`; None where the value is no plain tensor."""
     is_typed = type(value) is kind("_rebuild_tensor_v2") and len(value.args) == 6
     if not is_typed and not (type(value) is kind("_rebuild_tensor_v3") and len(value.args) == 7):
         return None
@@ -206,7 +207,7 @@ def layout(value: Any) -> ArchiveLayout | None:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number that could be a size in bytes or elements."""
+    """Whether the value is a whole number that could be a size in bytes or elements."""
     return type(value) is int and 0 <= value < 1 << 56
 
 
@@ -220,9 +221,9 @@ _read_again = lru_cache(maxsize=4096)(read)  # chunks of one shape have one pick
 class Archive:
     """A file of torch.save: bytes [start, start + length) of a file.
 
-    `value`: its pickle, see `read`; not to be changed. `record(key)`: where the bytes data/key lie
-    in the file, and how many. Whatever exception is raised: it is no whole archive, or holds
-    compressed parts.
+    `value`: its pickle, see `read`; do not change it. `record(key)`: the place of the bytes
+    data/key in the file, and their number. Any exception means that it is no whole archive, or
+    holds compressed parts.
     """
 
     def __init__(self, path: Path, start: int, length: int) -> None:

@@ -1,11 +1,11 @@
-"""The table of a checkpoint in torch's distributed format (DCP), checked: `read_table(folder)`.
+"""Reads and checks the table of a checkpoint in torch's format (DCP): `read_table(folder)`.
 
-`.metadata` says which chunk of which tensor lies where. It is a pickle, and the chunks and the few
-objects between them are files of torch.save, which have one of their own. None is ever unpickled
-by torch or megatron-core: `pickles.py` reads them without running them, and the
-`CheckpointTable` made here is all that the rest of the project knows of a checkpoint. It holds
-numbers and text alone; every chunk lies within its tensor and its file, and no two overlap in
-either. Types have torch's names; nothing here imports torch.
+`.metadata` has the place of every chunk of every tensor. It is a pickle, and the chunks and the few
+objects between them are torch.save files, with pickles of their own. torch and megatron-core never
+unpickle any of them: `pickles.py` reads them without running them, and the rest of the project sees
+a checkpoint only through this `CheckpointTable`. It holds only numbers and text; every chunk lies within
+its tensor and its file, and no two overlap in either. Types have torch's names; nothing here
+imports torch.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from megatron_qwen3.storage.inside import check_links, inside, read_small
 from megatron_qwen3.storage.pickles import Inert, kind
 
 TABLE_FILE, COMMON_FILE = ".metadata", "common.pt"
-_TABLE_BYTES = 1 << 30  # some 200 bytes a chunk
-_OBJECT_BYTES = 1 << 20  # ours are empty, or say a few words
-_FRAME_BYTES = 1 << 16  # what torch.save writes around the bytes of one tensor: some 1,000
+_TABLE_BYTES = 1 << 30  # about 200 bytes per chunk
+_OBJECT_BYTES = 1 << 20  # ours are empty, or have a few words
+_FRAME_BYTES = 1 << 16  # around the bytes of one tensor in torch.save's files: about 1,000
 ITEM_BYTES: Final = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4},
     **{"uint8": 1, "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1},
@@ -64,7 +64,7 @@ class StoredChunk:
 
     @cached_property
     def data_start(self) -> int:
-        """Where in the file its first element is. ConfigError where another tensor lies there."""
+        """The file offset of its first element. ConfigError where another tensor lies there."""
         try:
             archive = pickles.Archive(self.path, self.start, self.length)
             found = pickles.layout(archive.value)
@@ -96,16 +96,16 @@ class StoredTensor:
 
 
 class CheckpointTable(NamedTuple):
-    """What a checkpoint holds: tensors and plain objects, by key."""
+    """The content of a checkpoint: tensors and plain objects, by key."""
 
     tensors: dict[str, StoredTensor]
     objects: dict[str, FileRange]
 
 
 def read_table(folder: Path) -> CheckpointTable:
-    """ConfigError where `.metadata` is not the table of a checkpoint of ours, or tries to be more.
+    """Read the table. ConfigError where `.metadata` is no table of a checkpoint, or holds more.
 
-    So is a checkpoint with an object that is not plain data: whoever made it wanted to run code.
+    An object that is not plain data is an error, too: it was made to run code.
     """
     path = folder / TABLE_FILE
     try:
@@ -133,7 +133,7 @@ def read_table(folder: Path) -> CheckpointTable:
 
 
 class _Info(NamedTuple):
-    """Where `.metadata` says that a chunk or an object lies."""
+    """The place of a chunk or an object in `.metadata`."""
 
     file: str
     start: int
@@ -153,7 +153,7 @@ class _Info(NamedTuple):
 
 
 def _key(value: Any) -> tuple[str, Index]:
-    """What a place is of: the key, and the offsets of the chunk; () for an object."""
+    """The key of a place, and the offsets of its chunk, () for an object."""
     state = _state(value, "MetadataIndex")
     offset = state.get("offset")
     return _text(state["fqn"]), () if offset is None else _sizes(offset)
@@ -247,7 +247,7 @@ def _check_objects(folder: Path, table: CheckpointTable) -> None:
     """ConfigError where an object is more than plain data.
 
     An extra state is given to its module, and Transformer Engine's own is a tensor with a pickle in
-    it, which it would unpickle: so none may be a tensor.
+    it, which it would unpickle: so no object may be a tensor.
     """
     common = folder / COMMON_FILE
     try:
@@ -277,7 +277,7 @@ def _check_object(key: str, place: FileRange) -> None:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a module may be given it: what is a tensor, Transformer Engine takes for a pickle."""
+    """Whether a module may be given it. A tensor may not: Transformer Engine would unpickle it."""
     items = value if type(value) is list else [value]
     found = [pickles.layout(item) for item in items]
     return all(map(_is_plain, items)) and all(not at or 0 in at.shape for at in found)
@@ -322,12 +322,12 @@ def _of_kind(table: dict[type[Inert], str], value: Any) -> str | None:
 
 
 def dtype_of(found: pickles.ArchiveLayout) -> str | None:
-    """torch's name of a tensor's type; None where it is none that a checkpoint has."""
+    """torch's name of a tensor's type; None for types that no checkpoint has."""
     return _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
 
 
 def _is_row_major(found: pickles.ArchiveLayout) -> bool:
-    """Whether elements lie in order; the stride of an axis with one element says nothing."""
+    """Whether elements lie in order; strides of axes with one element do not matter."""
     steps = [prod(found.shape[axis + 1 :]) for axis in range(len(found.shape))]
     rows = zip(found.shape, found.stride, steps, strict=True)
     return 0 in found.shape or all(n == 1 or stride == step for n, stride, step in rows)

@@ -1,15 +1,15 @@
-"""Write torch's distributed checkpoint format (DCP), as megatron-core reads it, without either.
+"""Writes torch's distributed checkpoint format (DCP), without torch's or megatron-core's writer.
 
     with ChunkFile(folder / "__0_0.distcp") as file:          # every rank, one file after the other
         file.add_tensor(ChunkPlace(key, whole, offsets), tensor)
         file.add_object("common", {...})
     finish(folder, file.rows + rows of the other files)       # one rank: the table, .metadata
 
-A file is a row of small torch.save archives, one per chunk of a tensor; `.metadata` says which
-chunk lies where. What an archive has before and after its data depends on shape and type alone
-(`archive`), so the data are written as they lie in memory, and their checksum is taken on the way.
-Checksums within the archives are left at zero, as torch.save itself offers: no reader of torch
-asks for them.
+A file is a row of small torch.save archives, one per chunk of a tensor; `.metadata` has the place
+of each chunk. The bytes of an archive before and after its data depend only on shape and type
+(`archive`), so the data are written from memory as they are, with their checksum taken on the way.
+Checksums within the archives are left at zero, as torch.save itself offers: torch's readers do not
+check them.
 """
 
 import io
@@ -39,9 +39,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_qwen3.storage.manifest import Seal
 
-CHUNK_BYTES = 64 << 20  # a rank that needs a part of a tensor does not read all of it
+CHUNK_BYTES = 64 << 20  # so that a rank need not read a whole tensor for a part of it
 _WRITE_BYTES = 1 << 24
-_SYNC_BYTES = 1 << 28  # what the disk may be behind, so that the last sync is short
+_SYNC_BYTES = 1 << 28  # most unsynced bytes, so that the last sync is short
 _BACKENDS = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -68,7 +68,7 @@ class ArchiveEntry(NamedTuple):
 
 
 class ChunkPlace(NamedTuple):
-    """Where a chunk belongs: from `offsets` on in the tensor `key` of shape `whole`."""
+    """The place of a chunk: from `offsets` on in the tensor `key` of shape `whole`."""
 
     key: str
     whole: tuple[int, ...]
@@ -76,7 +76,7 @@ class ChunkPlace(NamedTuple):
 
 
 class ChunkFile:
-    """One .distcp file, written front to back; `rows` and `seal` are what became of it.
+    """One .distcp file, written front to back; `rows` and `seal` describe it afterwards.
 
     On leaving the `with` block without an error the file is on the disk.
     """
@@ -106,13 +106,13 @@ class ChunkFile:
         self.add_packed(key, packed(value))
 
     def add_packed(self, key: str, data: bytes) -> None:
-        """Store what `packed` made of an object."""
+        """Store an object that `packed` has serialized."""
         start = self.seal.bytes
         self._write(memoryview(data))
         self.rows.append(ArchiveEntry(key, self.name, start, self.seal.bytes - start))
 
     def _write(self, data: memoryview) -> None:
-        """In parts that stay in the cache between the checksum and the copy to the kernel."""
+        """Write in parts that stay in the cache between the checksum and the copy to the kernel."""
         for start in range(0, len(data), _WRITE_BYTES):
             part = data[start : start + _WRITE_BYTES]
             crc32 = zlib.crc32(part, self.seal.crc32)
@@ -140,14 +140,14 @@ class ChunkFile:
 
 
 def packed(value: Any) -> bytes:
-    """Plain data as torch.save writes it: what it is now, whatever becomes of it."""
+    """Plain data serialized by torch.save, a copy of its present value."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def finish(folder: Path, rows: Iterable[ArchiveEntry]) -> list[str]:
-    """Write the table and what else makes a folder a checkpoint; the names of these files."""
+    """Write the table and the other files of a checkpoint; returns their names."""
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for row in rows:
@@ -161,7 +161,7 @@ def finish(folder: Path, rows: Iterable[ArchiveEntry]) -> list[str]:
             row.key, TensorStorageMetadata(TensorProperties(dtype), torch.Size(row.whole), [])
         )
         entry.chunks.append(ChunkStorageMetadata(torch.Size(row.offsets), torch.Size(row.shape)))
-    torch.save({}, folder / "common.pt")  # megatron-core 0.16 asks for it
+    torch.save({}, folder / "common.pt")  # megatron-core 0.16 needs it
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(entries, storage_data=places)))
     (folder / "metadata.json").write_text(json.dumps(_BACKENDS), encoding="utf-8")
     return ["common.pt", ".metadata", "metadata.json"]
@@ -173,7 +173,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @cache
 def archive(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What torch.save writes before and after the data of such a tensor."""
+    """The bytes that torch.save writes before and after the data of such a tensor."""
     with tempfile.TemporaryFile() as file:  # sparse: the data are never written
         with torch.serialization.skip_data():
             torch.save(torch.empty(shape, dtype=dtype), file)

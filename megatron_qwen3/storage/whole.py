@@ -1,14 +1,14 @@
-"""Files and folders that are there whole or not at all, also where two write them at once.
+"""Writes files and folders whole or not at all, even with two writers at once.
 
     write_whole(path, [header, body])                    # bytes in pieces
     with whole_file(path) as file: file.write(...)       # a binary file that grows
     with whole_folder(path) as beside: ...               # a new folder; an existing one is refused
     make(folder)                                         # with its parents
 
-What is being written has a name that ends in `.partial`; one rename at the end, after everything is
-on the disk, gives it its own. Two writers of one name do not meet: each has a partial file that it
-locked or that nobody else can know, the last rename wins, and each of the two was whole. What a
-killed writer left is written over by the next one. Nothing here imports torch.
+While it is written, a name ends in `.partial`; one rename at the end, after everything is on disk,
+gives it its own. Two writers of one name do not collide: each has a partial file that it locked or
+whose name is secret, the last rename wins, and each of the two is whole. A killed writer's rest is
+overwritten by the next one. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LONGEST_NAME = 255  # bytes, on every file system in use
 
 
 def beside(path: Path, tag: str = "") -> Path:
-    """Where `path` is while it is written: a free name that nobody else will take, or `tag`'s."""
+    """The name of `path` while it is written: one that no other writer takes, or `tag`'s."""
     end = f".{tag or f'{os.getpid()}-{secrets.token_hex(4)}'}{SUFFIX}"
     stem = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)])
     return path.with_name(stem + end)
 
 
 def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    """Write a file; it and its name are on the disk when this returns."""
+    """Write a file; it and its name are on disk when this returns."""
     with whole_file(path) as file:
         for part in parts:
             file.write(part)
@@ -44,14 +44,14 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which becomes `path` when all went well, and else goes away."""
+    """A file to write to, which becomes `path` if all went well, and is removed otherwise."""
     partial, file = _claimed(path)
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)  # before the lock ends: who gets it next finds the name gone
+            partial.replace(path)  # before the lock ends: the next owner finds the name gone
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -59,7 +59,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _claimed(path: Path) -> tuple[Path, IO[bytes]]:
-    """An empty file of our own: the one that a killed writer left, where nobody writes to it."""
+    """An empty file of our own: a killed writer's, if no other writer uses it."""
     usual = beside(path, "mq3")
     file = os.fdopen(os.open(usual, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
     try:
@@ -69,7 +69,7 @@ def _claimed(path: Path) -> tuple[Path, IO[bytes]]:
             return usual, file
     except (BlockingIOError, FileNotFoundError):
         pass  # another writer has it, or has just renamed it
-    except OSError:  # there are no locks here
+    except OSError:  # this file system has no locks
         usual.unlink(missing_ok=True)
     file.close()
     own = beside(path)
@@ -78,9 +78,9 @@ def _claimed(path: Path) -> tuple[Path, IO[bytes]]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `path` when all went well, and else goes away.
+    """A folder to write to, which becomes `path` if all went well, and is removed otherwise.
 
-    Who writes files there syncs them. ConfigError where `path` exists, before or at the end.
+    The caller syncs its files. ConfigError where `path` exists, before or at the end.
     """
     if os.path.lexists(path):
         raise ConfigError(f"{path} exists; remove it, or choose another name")
@@ -90,7 +90,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         try:
-            partial.rename(path)  # an empty folder of that name would be replaced: nothing is lost
+            partial.rename(path)  # would replace an empty folder: nothing is lost
         except OSError as error:
             raise ConfigError(
                 f"{path} was made by someone else meanwhile ({error.strerror}); choose another name"
@@ -102,7 +102,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def make(folder: Path) -> None:
-    """A folder, with those that it lies in; the names of all that were missing are on the disk."""
+    """Make a folder and its parents; the names of new ones are on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -110,7 +110,7 @@ def make(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have every file and name below a folder on the disk."""
+    """Flush every file and name below a folder to disk."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
             sync(path)
@@ -118,7 +118,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have the names in a folder, or what is in a file, on the disk."""
+    """Flush the names in a folder, or the content of a file, to disk."""
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

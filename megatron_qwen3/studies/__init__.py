@@ -1,4 +1,4 @@
-"""Studies of many runs: how training scales over GPUs, and what loss larger runs will have.
+"""Studies of many runs: how training scales over GPUs, and the losses of larger runs.
 
 No torch; runs are started as processes and read back from their metrics. Read in this order:
 

@@ -1,4 +1,4 @@
-"""How runs scale: measured step times, efficiency, a law through each curve, cost per token.
+"""Fits how runs scale: measured step times, efficiency, a law of each curve, cost per token.
 
     for curve in read(cases, price_per_gpu_hour=2.5):
         curve.rows[-1].efficiency, curve.law, curve.held_out_error
@@ -6,9 +6,9 @@
 Efficiency is tokens per second and GPU over those at the smallest GPU count of the curve, for weak
 and strong scaling alike. The law is the universal scalability law (Gunther, arXiv 0808.1431):
 throughput X(m) = X₁ m / (1 + σ (m - 1) + κ m (m - 1)), m in units of the smallest count; σ is the
-share of the work that does not become less per rank (Amdahl's, for strong scaling), κ what every
-pair of ranks costs. How far it can be believed is tried by fitting it without the largest count and
-predicting that one.
+share of the work that does not become less per rank (Amdahl's, for strong scaling), κ the cost of
+every pair of ranks. The law is tested by fitting it without the largest count and predicting that
+one.
 """
 
 import math
@@ -145,13 +145,13 @@ def fit(gpus: Sequence[int], tokens_per_second: Sequence[float]) -> ScalabilityL
     m = np.array(gpus) / min(gpus)
     time = m / np.array(tokens_per_second)
     columns = np.stack([np.ones_like(m), m - 1, m * (m - 1)], axis=1)
-    # Divided by what is measured, each equation counts relative errors.
+    # Divided by the measured time, each equation counts relative errors.
     (one, sigma, kappa), _ = nnls(columns / time[:, None], np.ones_like(m))
     return ScalabilityLaw(min(gpus), 1 / one, sigma / one, kappa / one)
 
 
 def held_out_error(gpus: Sequence[int], tokens_per_second: Sequence[float]) -> float | None:
-    """How far the law of all but the largest count is off there; None where there is none."""
+    """Relative error at the largest count of the law of the others; None where there is none."""
     largest = int(np.argmax(gpus))
     others = [i for i in range(len(gpus)) if i != largest]
     law = fit([gpus[i] for i in others], [tokens_per_second[i] for i in others])

@@ -1,4 +1,4 @@
-"""Study files: TOML read strictly into a dataclass, and settings as the trainer takes them.
+"""Reads study files: TOML into a dataclass, strictly, and settings as the trainer takes them.
 
 study = read(Path("examples/studies/sweep_cpu.toml"), Sweep)
 config = configure(["examples/models/tiny_moe.toml", "parallel.tensor=2"])

@@ -1,4 +1,4 @@
-"""The best size for a compute budget, seen in valleys: runs of equal compute and different size.
+"""Finds the best size for a compute budget from runs of equal compute and different size.
 
     valleys = find(compute, parameters, tokens, loss)
     law = fit_power([v.compute for v in valleys], [v.parameters for v in valleys])

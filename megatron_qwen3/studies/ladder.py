@@ -1,4 +1,4 @@
-"""A ladder of small runs, from which laws of loss, learning rate and batch are read.
+"""Lays out a ladder of small runs, from which laws of loss, learning rate and batch are fitted.
 
     ladder = read(Path("examples/studies/ladder_cpu.toml"), Ladder)
     for stage in ladder.stages:
@@ -120,7 +120,7 @@ def _point(
     tokens = budget if in_tokens else budget / per_token
     steps = max(1, round(tokens / config.step_tokens))
     warmup = min(steps, math.ceil(ladder.warmup_share * steps))
-    # Named by what was asked for: with two batches the same tokens are not quite as many.
+    # Named by the given amount: with two batches the same tokens are not quite as many.
     amount = f"{count(budget)}" if in_tokens else f"{budget:.3g}FLOP"
     name = f"{model}-{amount}-lr{lr:g}-b{batch}"
     rest += [f"run.name={name}", f"train.steps={steps}", f"optim.warmup_steps={warmup}"]

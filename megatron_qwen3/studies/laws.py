@@ -1,14 +1,13 @@
-"""Everything that the runs of a ladder say about larger runs, stage by stage.
+"""Derives all laws about larger runs from the runs of a ladder, stage by stage.
 
     for laws in analyse(runs):
         laws.loss_law, laws.held_out, laws.optima
         laws.recommend(parameters=7.6e9, tokens=36e12, compute=1.9e24, sequence_length=4096)
 
-A law that the runs do not determine is None, with the reason in `missing`; `doubts` say of laws
-that were found why they mean little. The law of loss is
-fitted to the best run of each size and token count, the laws of tuning to all runs. How far the law
-of loss can be believed is said in two ways: by the spread of laws of resampled runs, and by fitting
-it to the smaller runs and predicting the largest.
+A law that the runs do not determine is None, with the reason in `missing`; `doubts` give reasons
+why laws that were found mean little. The law of loss is fitted to the best run of each size and
+token count, the laws of tuning to all runs. Two results show how reliable the law of loss is: the
+spread of laws of resampled runs, and its error on the largest runs when fitted to the smaller.
 """
 
 import math
@@ -33,7 +32,7 @@ _INTERVAL = (5.0, 95.0)  # percentiles
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run of the most compute, and what the law of the smaller runs says of it."""
+    """A run of the most compute, and its loss as the law of the smaller runs predicts it."""
 
     run: Measurement
     predicted: float
@@ -87,7 +86,7 @@ class Recommendation:
         """The settings as TOML, to stand after the files of stage and model; "" without any."""
         lines = []
         if self.lr is not None:
-            # Three digits are more than a law knows; a tenth is what the ladder's runs end at.
+            # Three digits are more than a law knows; the ladder's runs end at a tenth.
             lr = float(f"{self.lr:.3g}")
             lines += ["[optim]", f"lr = {lr:g}", f"min_lr = {lr / 10:.3g}"]
         if self.global_batch is not None:
@@ -132,7 +131,7 @@ class StageLaws:
     def recommend(
         self, parameters: float, tokens: float, compute: float, sequence_length: int
     ) -> Recommendation:
-        """What the laws say of a run; batches are powers of two."""
+        """The recommendation of the laws for a run; batches are powers of two."""
         target = (parameters, tokens, compute)
         found: dict[str, float | int] = {}
         if self.loss_law:
@@ -236,7 +235,7 @@ def _missing_tuning(
         if not laws:
             known = sum(map(math.isfinite, values))
             missing.append(
-                f"law of the best {name}: {known} optima inside what was tried, of "
+                f"law of the best {name}: {known} optima inside the tried values, of "
                 f"{len(optima)} sweeps; at least 2 are needed"
             )
     return missing

@@ -1,4 +1,4 @@
-"""Which numbers of a study stand for the same: token counts are whole steps, budgets whole runs.
+"""Groups numbers of a study that stand for the same: token counts are whole steps.
 
 levels([300e3, 299_008, 150e3])  # [1, 1, 0]
 """

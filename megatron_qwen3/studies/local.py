@@ -1,4 +1,4 @@
-"""Run the points of a study on this machine, one after the other, with the time that is left.
+"""Runs the points of a study on this machine, one after the other, and shows the time left.
 
     failed = run_all(points, "ladder")
     failed = run_all(points, "proxies", at_once=2)      # where their speed is not measured
@@ -74,7 +74,7 @@ class Point:
 
 
 def run_all(points: Sequence[Point], title: str, at_once: int = 1) -> list[Point]:
-    """Run what is not done, `at_once` at a time; returns the points that failed, after all were
+    """Run the unfinished points, `at_once` at a time; returns those that failed, after all were
     tried.
 
     ConfigError: a folder holds a run of other settings, or the trainer refuses the first point.
@@ -92,12 +92,12 @@ def run_all(points: Sequence[Point], title: str, at_once: int = 1) -> list[Point
                     _tell_failure(point, status, progress)
                 progress.over(point, is_done=not status)
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on with what is left") from None
+        raise SystemExit("interrupted; the same command goes on with the points left") from None
     return failed
 
 
 def _check_folder(point: Point) -> None:
-    """A folder with metrics of other settings is somebody's work: it is not overwritten."""
+    """Raise ConfigError for a folder with metrics of other settings: it is not overwritten."""
     file = point.config.run_dir / SETTINGS_FILE
     if not (file.is_file() and (point.config.run_dir / FILE_NAME).is_file()):
         return
@@ -169,7 +169,7 @@ def write_settings(point: Point) -> Path:
 
 
 def command(point: Point, file: Path) -> list[str]:
-    """What runs a point from its settings file."""
+    """The command that runs a point from its settings file."""
     train = ["-m", "megatron_qwen3.train", str(file)]
     python = [sys.executable, "-P"]
     if point.ranks == 1:
@@ -184,7 +184,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _end(log: Path) -> str:
-    """The line that says what was wrong, or else the last one."""
+    """The line that names the error, or else the last one."""
     lines = [
         line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line
     ]

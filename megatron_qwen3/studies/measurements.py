@@ -1,4 +1,4 @@
-"""What a ladder of runs measured: size, tokens and loss of each run, from run folders or a CSV.
+"""Reads the runs of a ladder: size, tokens and loss of each, from run folders or a CSV.
 
     runs, left_out = read(["runs/ladder/general", "published.csv"])
 

@@ -1,4 +1,4 @@
-"""Loss as a law of model size and tokens: L(N, D) = E + A / N^α + B / D^β.
+"""Fits loss as a law of model size and tokens: L(N, D) = E + A / N^α + B / D^β.
 
     law = fit(parameters, tokens, loss)
     law.loss(8e9, 36e12), law.allocation(1e24)
@@ -49,7 +49,7 @@ class LossLaw:
     def allocation(self, compute: float) -> tuple[float, float]:
         """N and D with the lowest loss of all with 6 N D = `compute` (eq. 4 there).
 
-        NaN where the runs do not show what size or tokens do: any split would be made up.
+        NaN where the runs do not show the effect of size or tokens: any split would be made up.
         """
         if not (_is_seen(self.alpha) and _is_seen(self.beta)):
             return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""A study as SLURM job arrays: one array per GPU count, one task per point.
+"""Writes a study as SLURM job arrays: one array per GPU count, one task per point.
 
     for script in write(Path("runs/scaling"), points, gpus_per_node=8):
         submit(script)

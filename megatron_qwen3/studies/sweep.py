@@ -1,11 +1,11 @@
-"""A scaling study: models × layouts × GPU counts, at constant work per GPU and constant work.
+"""Lays out a scaling study: models × layouts × GPU counts, with constant work per GPU or in all.
 
     sweep = read(Path("examples/studies/sweep_cpu.toml"), Sweep)
     cases, left_out = plan(sweep)
     local.run_all([case.point for case in cases], "sweep")      # or slurm.write(sweep, cases)
 
-A layout says what is fixed; the ranks that are left are data parallel. What does not fit a GPU
-count is left out with its reason. `efficiency.py` reads the runs afterwards.
+A layout fixes some numbers of ranks; the ranks that are left are data parallel. A layout that does
+not fit a GPU count is left out with its reason. `efficiency.py` reads the runs afterwards.
 """
 
 import itertools
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def curve(self) -> tuple[str, str, str]:
-        """What all points of a curve have in common."""
+        """Scaling, model and layout, which all points of a curve share."""
         return self.scaling, self.model, self.layout
 
 

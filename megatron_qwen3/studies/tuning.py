@@ -1,4 +1,4 @@
-"""The best learning rate and batch of a run from its size and tokens: power laws over sweeps.
+"""Predicts a run's best learning rate and batch from its size and tokens: power laws over sweeps.
 
     optima = find(runs)
     law = fit_lr(optima)
@@ -6,8 +6,8 @@
 
 Runs alike but for learning rate and batch form a sweep. Its best learning rate is the lowest point
 of a parabola through the three best-placed runs over log lr; where several batches were tried, the
-best batch is the lowest point over log B of what each batch can do. A lowest point at the edge of
-what was tried is only a bound, and is left out. Through the optima go, on logarithms by least
+best batch is the lowest point over log B of the batches' best losses. A lowest point at the edge of
+the tried values is only a bound, and is left out. Through the optima go, on logarithms by least
 squares, both published forms: over compute (DeepSeek LLM, arXiv 2401.02954, section 3.1:
 η = 0.3118 C^-0.125, B = 0.2920 C^0.3271) and over size and tokens (Step Law, arXiv 2503.04715:
 η ∝ N^a D^b, B ∝ D^c). Qwen3 set both per pretraining stage from such laws without publishing them
@@ -28,7 +28,7 @@ from megatron_qwen3.studies.measurements import Measurement
 
 @dataclass(frozen=True)
 class Optimum:
-    """What one sweep says is best. batch_tokens is NaN where no batch, or the edge, was best.
+    """The optimum of one sweep. batch_tokens is NaN where no batch, or the edge, was best.
 
     at_edge: "lr = 3e-3 is the highest that was tried" and the like; "" where both are inside
     """
@@ -62,7 +62,8 @@ class TuningLaw:
 
 
 Features = Callable[[float, float, float], tuple[float, ...]]
-# What y may depend on, and the names of it; the fewest first, so that a tie goes to the simpler.
+# The features that y may depend on, by name; the fewest first, so that a tie goes to the simpler.
+
 _FORMS: Final[dict[str, Features]] = {
     "constant": lambda n, d, c: (),
     "C": lambda n, d, c: (c,),

@@ -1,1 +1,1 @@
-"""One training step in any layout: batches, losses, the engine, optimizer, checkpoints, metrics."""
+"""A training step in any layout: batches, losses, engine, optimizer, checkpoints, metrics."""

@@ -1,10 +1,10 @@
-"""Whose AdamW megatron-core builds.
+"""Selects the AdamW implementation that megatron-core builds.
 
     with adam_of("torch"):
         optimizer = get_megatron_optimizer(...)
 
-By itself megatron-core takes the first that it can import, of Transformer Engine, apex and torch,
-also on a CPU, where the kernels of the first two are missing; there is no option for it.
+By default megatron-core takes the first that it can import, of Transformer Engine, apex and torch,
+even on a CPU, where the kernels of the first two do not run; it has no option for this.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from megatron_qwen3.parallel.mcore import distrib_optimizer, optimizers
 
 @contextlib.contextmanager
 def adam_of(name: str) -> Iterator[None]:
-    """Let what is built within be optim.adam's; "auto" is megatron-core's choice, on CPUs torch's.
+    """Optimizers built within use optim.adam; "auto": megatron-core's choice, on CPUs torch's.
 
     ImportError where it is not installed.
     """

@@ -1,10 +1,10 @@
-"""A batch before it is tensors: what rows are made of by who reads them. No torch here.
+"""A batch as numpy arrays, as readers build it before it becomes tensors. No torch here.
 
     arrays = Arrays(tokens_BS, labels_BS, weights_BS, starts=[[0, 5, 9], [0]])
     batch = TokenBatch.of_arrays(arrays)
-    said, data = as_bytes(arrays)       # for another process, which `said_of` reads
+    said, data = as_bytes(arrays)       # for another process; `said_of` reads the description
 
-So a process that reads rows for a rank starts in a fraction of a second, and needs no GPU.
+Without torch, a process that reads rows for a rank starts in a fraction of a second, without a GPU.
 
 Legend: B sequences, S positions.
 """
@@ -22,13 +22,14 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 BOUNDS = "bounds"
-_ALIGNED_BYTES = 64  # each array begins at a multiple, as a GPU reads fastest
+_ALIGNED_BYTES = 64  # each array begins at a multiple, which GPUs read fastest
 _IN_BATCH = ("tokens_BS", "labels_BS", "weights_BS", "valid_BS")
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """The fields of TokenBatch as arrays; starts: of each row, as `Stretches.of` takes them."""
+    """The fields of TokenBatch as arrays; starts: starts of the documents in each row, an argument
+    of `Stretches.of`."""
 
     tokens_BS: npt.NDArray[np.int64]
     labels_BS: npt.NDArray[np.int64]
@@ -39,7 +40,7 @@ class Arrays:
 
 
 class Placed(NamedTuple):
-    """An array in a row of bytes: the field or extra that it is, its type and shape."""
+    """An array within a buffer: its name as field or extra, type, shape and place."""
 
     name: str
     is_extra: bool
@@ -50,16 +51,16 @@ class Placed(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a row of bytes holds; starts: those of Arrays, whose bounds are a part, too."""
+    """The description of a buffer; starts: those of Arrays, whose bounds are one more part."""
 
     parts: list[Placed]
     starts: list[list[int]] | None
 
 
 def as_bytes(arrays: Arrays) -> tuple[Bytes, Bytes]:
-    """What the second of both holds, as JSON; and all arrays, one after the other.
+    """(a description as JSON, all arrays one after another), both as bytes.
 
-    With starts there is one more, BOUNDS: int32, what `Stretches.cu_seqlens` has.
+    With starts there is one more array, BOUNDS: int32, the content of `Stretches.cu_seqlens`.
     """
     parts: list[Placed] = []
     placed: list[tuple[int, npt.NDArray[Any]]] = []
@@ -77,7 +78,7 @@ def as_bytes(arrays: Arrays) -> tuple[Bytes, Bytes]:
 
 
 def said_of(said: Bytes) -> Said:
-    """What the first of `as_bytes` says."""
+    """Parse the description that `as_bytes` makes."""
     parts, starts = json.loads(said.tobytes())
     return Said([Placed(n, e, t, tuple(shape), *place) for n, e, t, shape, *place in parts], starts)
 

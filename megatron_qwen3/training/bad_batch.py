@@ -1,8 +1,8 @@
-"""The word between a step and its loop on batches that are not trained.
+"""The exception by which a step tells its loop that a batch was not trained.
 
     metrics = engine.train_step(batch, objective, rate, StepLimits(loss=9.0))  # may raise BadBatch
 
-`guard.py` decides the limits, and what a run does then.
+`guard.py` sets the limits, and decides how the run goes on.
 """
 
 import math
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 
 class BadBatch(RuntimeError):
-    """A step that was not taken, on any rank; the text says what was wrong with its batch."""
+    """A step that no rank took; the text names the fault of its batch."""
 
 
 class StepLimits(NamedTuple):
-    """The largest loss and gradient norm with which a step is taken."""
+    """A step is taken only up to this loss and gradient norm."""
 
     loss: float = math.inf
     grad_norm: float = math.inf

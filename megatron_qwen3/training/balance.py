@@ -1,4 +1,4 @@
-"""The routers of a model around a training step: whose shares of experts the balance loss is of.
+"""Collects the routers' statistics around a training step, for the load-balancing loss.
 
     balance = Balance(model)
     balance.begin(batch, positions)     # before the first forward pass
@@ -30,7 +30,7 @@ class Balance:
         self._routing_L3E: Tensor | None = None
 
     def begin(self, batch: TokenBatch, positions: float) -> None:
-        """`batch`: this data rank's; `positions`: those of the global batch, without padding."""
+        """batch: this data rank's; positions: number in the global batch, without padding."""
         self._positions = positions
         if not self.settings.num_experts:
             return
@@ -42,7 +42,7 @@ class Balance:
             router.begin_step(positions, counts_E, self.settings.router_balance == "micro_batch")
 
     def report(self) -> dict[str, Tensor]:
-        """The metrics of all layers' routing in this step; {} for a dense model."""
+        """Routing metrics of all layers in this step; {} for a dense model."""
         if not self.settings.num_experts:
             return {}
         routing_L3E = self._routing_L3E = self._routing_of_all_ranks()
@@ -51,16 +51,16 @@ class Balance:
         return balance_metrics(routing_L3E[:, :2], self._positions, last_share_LE)
 
     def end(self) -> None:
-        """The step that was reported is taken: its shares are those of the last step."""
+        """The step was taken: its shares become those of the last step."""
         for layer, router in self.routers.items():
             assert self._routing_L3E is not None
             router.end_step(self._routing_L3E[layer, :2])
 
     @torch.no_grad()
     def _count_choices(self, batch: TokenBatch) -> Tensor:
-        """[L, E]: how often each expert is chosen in the global batch, by the weights as they are.
+        """[L, E]: how often the present weights choose each expert in the global batch.
 
-        A forward pass without logits.
+        Runs a forward pass without logits.
         """
         for router in self.routers.values():
             router.begin_counting()
@@ -68,7 +68,7 @@ class Balance:
         return self._routing_of_all_ranks()[:, 0]
 
     def _routing_of_all_ranks(self) -> Tensor:
-        """[L, 3, E]: each layer's choices and probabilities, added up, and its `step_share`."""
+        """[L, 3, E]: sums of each layer's choices and probabilities, and its `step_share`."""
         groups, settings = self.model.groups.ranks, self.settings
         shape = (settings.num_layers, 3, settings.num_experts)
         routing_L3E = torch.zeros(shape, device=self.model.device)

@@ -1,4 +1,4 @@
-"""The one type of batch of every mode. Legend: B sequences, S positions."""
+"""TokenBatch, the batch type of every mode. Legend: B sequences, S positions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,11 +14,11 @@ from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.training.arrays import Arrays
 
-Share = ContextShare | DocumentShare  # of the places of one context-parallel rank
+Share = ContextShare | DocumentShare  # the positions of one context-parallel rank
 
 
 class ContextPart(NamedTuple):
-    """Of the places of one context-parallel rank: see TokenBatch."""
+    """The part of a TokenBatch that belongs to one context-parallel rank."""
 
     labels_BS: Tensor
     extra: Mapping[str, Tensor]
@@ -26,16 +26,16 @@ class ContextPart(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences of one data-parallel rank. ValueError where they are not of one length.
+    """Sequences of one data-parallel rank. ValueError where their lengths differ.
 
     tokens_BS: int64 ids; labels_BS: the id that each position should predict;
     weights_BS: float32, the weight of each position in the loss, 0 = not trained;
-    stretches: where the documents of a row begin, which are kept apart and each count positions
-    from 0. None is a row that is read as one text;
-    valid_BS: bool, False where a position is padding, which is not trained and which no router
-    counts. None is a batch without padding;
-    extra: what else an objective needs, [B, …] each, by name;
-    filling: how many rows at the end are there for a schedule's sake, and count in no mean.
+    stretches: the documents of each row, which attend only to themselves and count positions from
+    0. None: each row is one text;
+    valid_BS: bool, False for padding, which is not trained and which no router counts. None: no
+    padding;
+    extra: further inputs of an objective, [B, …] each, by name;
+    filling: number of rows at the end that only fill the schedule, and count in no mean.
     """
 
     tokens_BS: Tensor
@@ -50,7 +50,7 @@ class TokenBatch:
         shape = self.tokens_BS.shape
         if len(shape) != 2 or not shape[0] or not shape[1]:
             raise ValueError(
-                f"tokens_BS has shape {[*shape]}; valid: [rows, positions], 1 at least"
+                f"tokens_BS has shape {[*shape]}; valid: [rows, positions], at least 1"
             )
         for name in ("labels_BS", "weights_BS", "valid_BS"):
             x = getattr(self, name)
@@ -75,7 +75,7 @@ class TokenBatch:
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> "TokenBatch":
-        """The batch that a reader's arrays are; it shares their memory."""
+        """The batch of a reader's arrays; it shares their memory."""
         length = arrays.tokens_BS.shape[1]
         return cls(
             torch.from_numpy(arrays.tokens_BS),
@@ -96,8 +96,8 @@ class TokenBatch:
         return self.tokens_BS.shape[1]
 
     def sequences(self, share: Share | None = None) -> Sequences | None:
-        """How the model is to read the rows, or this rank's share of them; None: each as one text,
-        all of it."""
+        """The layout of the rows, or of this rank's share of them, for the model; None where each
+        row is one text, held whole."""
         if share is None:
             if self.stretches is None and self.valid_BS is None:
                 return None
@@ -106,7 +106,7 @@ class TokenBatch:
         if isinstance(share, DocumentShare):
             return Sequences(positions_BS=positions_BS, valid_BS=valid_BS, documents=share.padded)
         if not share.attends:
-            assert self.stretches is None, "Transformer Engine would let documents see each other"
+            assert self.stretches is None, "Transformer Engine would mix documents"
             return Sequences(positions_BS=positions_BS, valid_BS=valid_BS)
         return Sequences(
             stretches=self.stretches,
@@ -117,7 +117,7 @@ class TokenBatch:
         )
 
     def part(self, share: Share) -> "ContextPart":
-        """What heads need of this rank's share of the rows."""
+        """Labels and extras of this rank's share of the rows, for heads."""
         shape = self.tokens_BS.shape
         extra = {n: share.of(x) for n, x in self.extra.items() if x.shape[:2] == shape}
         return ContextPart(share.of(self.labels_BS), extra)
@@ -130,15 +130,15 @@ class TokenBatch:
 
     @property
     def positions(self) -> Tensor:
-        """How many positions are no padding, float64."""
+        """Number of positions that are not padding, float64."""
         if self.valid_BS is not None:
             return self.valid_BS.sum(dtype=torch.float64)
         count = float(self.tokens_BS.numel())
         return torch.full((), count, dtype=torch.float64, device=self.tokens_BS.device)
 
     def beyond(self, vocabulary: int) -> Tensor:
-        """How many positions have no id of a vocabulary as token, or as a label that is trained;
-        float64. What fills is not counted."""
+        """Number of positions whose token, or trained label, is no id of the vocabulary; float64.
+        Filling rows are not counted."""
         tokens_BS, labels_BS = self.tokens_BS, self.labels_BS
         is_no_id_BS = (tokens_BS < 0) | (tokens_BS >= vocabulary)
         is_no_label_BS = (labels_BS < 0) | (labels_BS >= vocabulary)
@@ -150,7 +150,7 @@ class TokenBatch:
         return self._map(lambda x: x.to(device, non_blocking=True), lambda x: x.to(device), filling)
 
     def pinned(self) -> "TokenBatch":
-        """A copy in memory that stays where it is, which a GPU reads by itself."""
+        """A copy in pinned memory, which a GPU reads by itself."""
         return self._map(lambda x: x.pin_memory(), lambda x: x.pinned(), self.filling)
 
     def split(self, rows: int) -> Iterator["TokenBatch"]:
@@ -163,7 +163,7 @@ class TokenBatch:
             yield self._map(itemgetter(slice(start, end)), part, filling)
 
     def padded_to(self, rows: int) -> "TokenBatch":
-        """`rows` sequences: the first one repeated, as padding, is the filling at the end."""
+        """The batch with `rows` sequences: copies of the first one, as padding, fill its end."""
         missing = rows - self.rows
         if not missing:
             return self
@@ -187,7 +187,7 @@ class TokenBatch:
         change_stretches: Callable[[Stretches], Stretches],
         filling: int,
     ) -> "TokenBatch":
-        """Every tensor changed alike, and the stretches as they are."""
+        """Apply `change` to every tensor, and `change_stretches` to the stretches."""
         return TokenBatch(
             change(self.tokens_BS),
             change(self.labels_BS),

@@ -1,12 +1,13 @@
-"""The run's numbers in TensorBoard and Weights & Biases, as far as log.* asks for them.
+"""Sends a run's metrics to TensorBoard and Weights & Biases, as set in log.*.
 
     check(config)                          # before any rank starts: packages, a key
     boards = Boards(config, first_step, tell)
     boards.plot(step, {"train/loss": 2.3})
     boards.close()
 
-Neither may end a run, since metrics.jsonl has the same numbers: what fails is told and, for
-TensorBoard, tried again later. A run without a way to W&B goes offline; `wandb sync` sends it on.
+Neither may end a run, since metrics.jsonl has the same numbers: failures are logged and, for
+TensorBoard, tried again later. Without a connection to W&B a run logs offline; `wandb sync` uploads
+it later.
 """
 
 import contextlib
@@ -23,13 +24,13 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
-ID_FILE = "wandb_id"  # of the run there, in the run folder
+ID_FILE = "wandb_id"  # in the run folder, the id of the W&B run
 _RETRY_SECONDS = 60.0
 _NO_ACCOUNT = ("offline", "disabled", "dryrun")  # of WANDB_MODE
 
 
 def check(config: Config) -> None:
-    """ConfigError where a log is asked for whose package, or key, is not here."""
+    """ConfigError where the settings need a package, or a key, that is missing."""
     ways_out = {}
     if config.log.tensorboard:
         ways_out["tensorboard"] = "log.tensorboard = true", "log.tensorboard = false"
@@ -50,7 +51,7 @@ def check(config: Config) -> None:
 
 
 def _has_wandb_key() -> bool:
-    """Where wandb itself looks for one, but for its own questions at a terminal."""
+    """Whether wandb would find a key without asking at a terminal."""
     if os.environ.get("WANDB_MODE", "").lower() in _NO_ACCOUNT:
         return True
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -64,7 +65,7 @@ def _has_wandb_key() -> bool:
 
 
 class Boards:
-    """Those of one run, on the rank that writes. `tell` says something to a person."""
+    """The boards of one run, on the rank that writes. `tell` logs a line."""
 
     def __init__(self, config: Config, first_step: int, tell: Callable[[str], None]) -> None:
         self.config, self.tell = config, tell
@@ -98,7 +99,7 @@ class Boards:
             self._tensorboard = self._tensorboard or _open_tensorboard(self.config, step)
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)
-        except OSError as error:  # its thread has failed, and is gone with the writer
+        except OSError as error:  # its thread has failed; the writer is of no more use
             self.tell(
                 f"TensorBoard: {error}; tried again in {_RETRY_SECONDS:g} s, metrics.jsonl has it "
                 "all; the run goes on"
@@ -114,7 +115,7 @@ def _open_tensorboard(config: Config, next_step: int) -> Any:
 
 
 def _open_wandb(config: Config, first_step: int, tell: Callable[[str], None]) -> Any:
-    """The W&B run; a resumed run goes on in the one whose id the run folder holds."""
+    """The W&B run; a resumed run continues the one whose id is in the run folder."""
     wandb: Any = importlib.import_module("wandb")
     id_file = config.run_dir / ID_FILE
     asked = {
@@ -132,6 +133,6 @@ def _open_wandb(config: Config, first_step: int, tell: Callable[[str], None]) ->
         tell(f"W&B: {reason}; the run is logged offline, `wandb sync` sends it later")
         run = wandb.init(**asked, mode="offline")
     write_whole(id_file, [run.id.encode()])
-    # W&B's own step only grows; steps that are done again after a resume need an axis of ours.
+    # W&B's own step only grows; steps repeated after a resume need an axis of ours.
     run.define_metric("*", step_metric="step")
     return run

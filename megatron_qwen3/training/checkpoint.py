@@ -1,8 +1,8 @@
-"""Checkpoints that any layout can load: `load(engine, path)`, `load_weights`, `save`.
+"""Saves and loads checkpoints, in any layout: `load(engine, path)`, `load_weights`, `save`.
 
-torch's distributed format, which megatron-core reads as well, one folder per step under {run
-folder}/checkpoints, with the run's settings, where it stood and a manifest of checksums beside the
-tensors. `saver.py` writes it while steps run, `storage/` says what a folder must hold.
+The format is torch's distributed one, which megatron-core also reads: one folder per step under
+{run folder}/checkpoints, with the run's settings, its progress and a manifest of checksums beside
+the tensors. `saver.py` writes it while steps run; `storage/` defines the content of a folder.
 """
 
 from operator import attrgetter
@@ -43,8 +43,8 @@ def check_same_model(config: Config, source: Path) -> None:
 
 
 def check_same_run(config: Config, checkpoint: Path) -> None:
-    """ConfigError where a run would go on in another mode, or from other weights than its
-    optimizer has updated."""
+    """ConfigError where a resumed run has another mode, or other initial weights, than the
+    checkpoint."""
     saved = settings.load([checkpoint / folder.SETTINGS_FILE])
     for name in ("run.mode", "train.precision"):
         before, now = (attrgetter(name)(c) for c in (saved, config))
@@ -57,10 +57,10 @@ def check_same_run(config: Config, checkpoint: Path) -> None:
 
 
 def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is not damaged, and what to say about those that are.
+    """The newest undamaged checkpoint of a run, and log lines on damaged ones.
 
     All ranks call it and get the same. With `in_full` they read every file, each rank its share;
-    else sizes are looked at. Damaged checkpoints are set aside. ConfigError where all are damaged.
+    otherwise only sizes are checked. Damaged checkpoints are set aside. ConfigError where all are.
     """
     told: list[str] = []
     while candidate := _newest_of_first_rank(run_dir):
@@ -80,16 +80,16 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
 
 
 def _newest_of_first_rank(run_dir: Path) -> Path | None:
-    """What the first rank sees, on all ranks: caches of a shared file system may lag behind."""
+    """The first rank's view, on all ranks: caches of a shared file system may lag behind."""
     seen = [next(reversed(checkpoints(run_dir)), None)]
     dist.broadcast_object_list(seen, src=0)
     return seen[0]
 
 
 def load(engine: Engine, checkpoint: Path) -> Progress:
-    """Weights and optimizer, into whatever layout `engine` has; where the run stood.
+    """Load weights and optimizer into the layout of `engine`; returns the run's progress.
 
-    ConfigError on all ranks where one finds it damaged, or made to run code.
+    ConfigError on all ranks where one finds it damaged, or finds a pickle that would run code.
     """
     template = engine.model.template() | {"optimizer": shards.optimizer_template(engine)}
     engine.model.take_weights(filled(template, checkpoint))
@@ -102,12 +102,12 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 
 
 def load_weights(engine: Engine, source: Path) -> None:
-    """Weights alone, of a checkpoint or of Hugging Face's format: a fresh optimizer goes on.
+    """Load only weights, from a checkpoint or Hugging Face's format; the optimizer starts fresh.
 
-    A reward model takes all but its head of a language model.
-    Verified as checkpoint.verify says; ConfigError as in `load`. They come in float32 wherever the
-    source has them so: a run in bf16 saved what its optimizer updates beside the weights that it
-    computes with, which are those rounded.
+    A reward model takes everything but its head from a language model.
+    Verified as checkpoint.verify says; ConfigError as in `load`. Weights are read in float32 where
+    the source has them: a run in bf16 saves the optimizer's float32 weights beside the rounded ones
+    that it computes with.
     """
     is_wide = engine.config.train.precision == "fp32"
     verify = engine.config.checkpoint.verify
@@ -124,7 +124,7 @@ def load_weights(engine: Engine, source: Path) -> None:
 
 
 def _recast(engine: Engine) -> None:
-    """Cast the weights that are kept in FP8 from the float32 ones, as the last step did."""
+    """Cast weights that are stored in FP8 from the float32 ones, as each step does."""
     if engine.config.fp8.gather:
         optim.recast(engine.optimizer)
         for replica in engine.model.replicas:

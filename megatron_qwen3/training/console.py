@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar in a terminal, plain lines everywhere else.
+"""Shows a run's progress: a bar in a terminal, plain lines everywhere else.
 
     console = Console(steps=500, first_step=0, every_steps=10)
     console.rollouts(row)      # in modes that sample answers, before the updates on a batch of them
@@ -6,10 +6,9 @@
     console.say("checkpoint of step 100 saved")
     console.close()
 
-`row` is a training row of metrics.jsonl (`metrics.py`). A log file gets one line every
-`every_steps`, besides those of the first step, which shows early that the run is alive, of the
-second, which knows the time left, and of the last. Colour follows rich: NO_COLOR and FORCE_COLOR
-are honoured.
+`row` is a training row of metrics.jsonl (`metrics.py`). A log file gets a line every `every_steps`,
+and for the first step, which shows early that the run works, the second, with the first estimate of
+the time left, and the last. Colour follows rich: NO_COLOR and FORCE_COLOR are honoured.
 """
 
 import statistics
@@ -24,17 +23,17 @@ from rich.text import Text
 from megatron_qwen3.bar import duration
 from megatron_qwen3.shown import plain
 
-_RECENT_STEPS = 50  # that the time left is estimated from
+_RECENT_STEPS = 50  # number of steps from which the time left is estimated
 
 
 class Console:
     """Lines, and in a terminal a bar below them, from `first_step` steps done to `steps`."""
 
     def __init__(self, steps: int, first_step: int, every_steps: int, updates: int = 0) -> None:
-        """updates: steps on each batch of rollouts; 0 where there are none."""
+        """updates: steps per batch of rollouts; 0 without rollouts."""
         self.steps, self.every_steps, self.updates = steps, every_steps, updates
         self.clock = Clock(steps, updates)
-        self._batch = ""  # which batch of rollouts this is, for the bar
+        self._batch = ""  # label of the batch of rollouts, for the bar
         self.rich = rich.console.Console(highlight=False)
         self.bar = self._progress_bar() if self.rich.file.isatty() else None
         if self.bar:
@@ -42,9 +41,9 @@ class Console:
             self.bar.start()
 
     def step(self, row: Mapping[str, float]) -> None:
-        """Show a step that is done; row needs step, loss, step_seconds, tokens_per_second, …"""
+        """Show a finished step; row needs step, loss, step_seconds, tokens_per_second, …"""
         step = int(row["step"])
-        is_early = len(self.clock.recent_seconds) == 0  # the first, and the first that is measured
+        is_early = len(self.clock.recent_seconds) == 0  # the first step, and the first measured one
         self.clock.tick(row["step_seconds"])
         left = duration(self.clock.left(step))
         if self.bar:
@@ -54,8 +53,8 @@ class Console:
             self.say(step_line(row, self.steps, "" if self.bar else left))
 
     def rollouts(self, row: Mapping[str, Any]) -> None:
-        """Show a batch of rollouts, as `RunLog.rollouts` has its row: its line stands above those
-        of the updates on it."""
+        """Show a batch of rollouts, a row of `RunLog.rollouts`: its line comes before those of its
+        updates."""
         self.clock.sampled(row["seconds"])
         batches = -(-self.steps // self.updates) if self.updates else 0
         line = rollouts_line(row, batches)
@@ -70,7 +69,7 @@ class Console:
         self.rich.print(plain(line) if isinstance(line, str) else line, soft_wrap=True)
 
     def close(self) -> None:
-        """Give the terminal its cursor back."""
+        """Close the bar and restore the terminal's cursor."""
         if self.bar:
             self.bar.stop()
 
@@ -87,8 +86,8 @@ class Console:
 
 
 class Clock:
-    """The time left: medians of recent steps, and of recent batches of rollouts, apart, each
-    without the first, which warms up."""
+    """Estimates the time left from medians of recent steps, and of recent batches of rollouts, each
+    without the first one, which includes warm-up."""
 
     def __init__(self, steps: int, updates: int = 0) -> None:
         self.steps, self.updates = steps, updates
@@ -97,19 +96,19 @@ class Clock:
         self._sampling_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def tick(self, seconds: float) -> None:
-        """A step took `seconds`."""
+        """Record that a step took `seconds`."""
         if self.has_started:
             self.recent_seconds.append(seconds)
         self.has_started = True
 
     def sampled(self, seconds: float) -> None:
-        """A batch of rollouts took `seconds` before its first update."""
+        """Record that a batch of rollouts took `seconds` before its first update."""
         if self._has_sampled:
             self._sampling_seconds.append(seconds)
         self._has_sampled = True
 
     def left(self, step: int) -> float | None:
-        """Seconds of the steps after `step`; None as long as nothing is known."""
+        """Estimated seconds of the steps after `step`; None before the first measurement."""
         if step >= self.steps:
             return 0.0
         updating = self.recent_seconds
@@ -123,7 +122,7 @@ class Clock:
 
 
 def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
-    """One step for people, aligned with the lines of the other steps; `left` "" is left out."""
+    """The log line of a step, aligned with other steps'; an empty `left` is left out."""
     fields = [
         ("step", f"{int(row['step']):>{len(str(steps))}}/{steps}", ""),
         ("loss", f"{row['loss']:.4f}", ""),
@@ -145,7 +144,7 @@ def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
 
 
 def _of_policy(row: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """What an update on rollouts says of the policy, as far as its row has it."""
+    """Fields on the policy from the row of an update on rollouts, if it has them."""
     fields = []
     for name, label in (("entropy", "entropy"), ("kl", "KL")):
         if name in row:
@@ -160,10 +159,10 @@ def _of_policy(row: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def rollouts_line(row: Mapping[str, Any], batches: int) -> Text:
-    """A batch of rollouts for people; what its row lacks, as a reward in distillation, is left out.
+    """The log line of a batch of rollouts, without missing values, such as rewards in distillation.
 
-    right: share of the scored answers that the verifier holds right; cut: that reached their limit;
-    alike: groups whose answers have no advantage over each other; age: updates since its weights.
+    right: share of scored answers that the verifier finds right; cut: share that reached the limit;
+    alike: share of groups without different advantages; age: updates since its weights.
     """
     number = int(row["batch"]) + 1
     fields = [("batch", f"{number:>{len(str(batches))}}/{batches}" if batches else f"{number}", "")]
@@ -181,7 +180,7 @@ def rollouts_line(row: Mapping[str, Any], batches: int) -> Text:
 
 
 def _of_servers(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a batch's row says of the servers that sampled it; nothing where there were none."""
+    """Fields on the servers that sampled a batch; none without servers."""
     if "refit/seconds" in row:
         yield "weights in", _short(row["refit/seconds"]), "s"
     if row.get("refit/restarts"):
@@ -193,7 +192,7 @@ def _percent(share: float) -> str:
 
 
 def source_line(source: str, width: int, row: Mapping[str, float | None]) -> Text:
-    """The evaluation of one source for people; `width` aligns the names."""
+    """The log line of one source's evaluation; `width` aligns the names."""
     name = f"  {source:<{width}} "
     if "answers" in row:
         return _labelled([(name, "", ""), *_of_tasks(row)])
@@ -222,7 +221,7 @@ def _of_tasks(row: Mapping[str, float | None]) -> Iterable[tuple[str, str, str]]
 
 
 def _labelled(fields: Iterable[tuple[str, str, str]]) -> Text:
-    """label, value and unit of each field; labels and units step back."""
+    """Label, value and unit of each field; labels and units are dimmed."""
     parts = [
         plain(" ").join(
             plain(part, style) for part, style in zip(field, styles, strict=True) if part
@@ -245,7 +244,7 @@ def _three_digits(number: float) -> str:
 
 
 def _short(number: float) -> str:
-    """At least two digits that say something: 0.83, 412, 0.018, 3.0e-04."""
+    """At least two significant digits: 0.83, 412, 0.018, 3.0e-04."""
     size = abs(number)
     if number and not 0.001 <= size < 1e4:
         return f"{number:.1e}"

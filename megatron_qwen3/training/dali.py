@@ -1,12 +1,12 @@
-"""Batches read by NVIDIA DALI: in a process of their own, and onto the GPU on a stream of its own.
+"""Reads batches with NVIDIA DALI, in a process of its own, and copies them on a stream of its own.
 
     with DaliReader(read, steps=500, device=engine.device) as reader:
         batch = reader.batch(step, then=next_step)
 
-It is used as `reader.BatchReader` is, and gives the same batches to the bit: the process calls the
-same `read(step)`. A pipeline counts its batches from the step that it begins with, so that this
-step is all the state there is; DALI's own checkpoints are not used. Where the steps do not follow
-one another, as after a batch that is left out, a new pipeline begins.
+It is used like `reader.BatchReader` and gives the same batches to the bit, as its process calls the
+same `read(step)`. A pipeline counts its batches from the step that it starts with: this step is all its
+state, and DALI's own checkpoints are not used. Where steps are not consecutive, as after a batch
+that is left out, a new pipeline is started.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from megatron_qwen3.training.arrays import BOUNDS, Arrays, Placed, said_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dali_worker import StepSource, is_nothing
 
-PACKAGE = "nvidia-dali-cuda130==2.4.0"  # as setup.py has it
-_AHEAD = 2  # batches: DALI gives one when as many are read, the next ones being on their way
+PACKAGE = "nvidia-dali-cuda130==2.4.0"  # as in setup.py
+_AHEAD = 2  # batches that DALI reads ahead before it returns one
 
 
 def check() -> None:
     """ConfigError where DALI is not installed."""
     try:
         is_here = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # of nvidia itself
+    except ModuleNotFoundError:  # of the package nvidia itself
         is_here = False
     if not is_here:
         raise ConfigError(
@@ -53,7 +53,7 @@ def check() -> None:
 class DaliReader:
     """Batches of steps below `steps`, on `device`; its process ends with the block.
 
-    read: picklable, as `dali_worker.StepSource` says.
+    read: picklable, see `dali_worker.StepSource`.
     """
 
     def __init__(self, read: Callable[[int], Arrays], steps: int, device: torch.device) -> None:
@@ -64,7 +64,7 @@ class DaliReader:
         self._copied: tuple[Any, torch.cuda.Event] | None = None
 
     def batch(self, step: int, then: int) -> TokenBatch:
-        """The batch of `step`; that of step `then` begins to be read."""
+        """The batch of `step`; starts to read that of step `then`."""
         self._aim(step)
         said, data = self._run(step)
         self._next = step + 1
@@ -78,7 +78,7 @@ class DaliReader:
         return batch
 
     def _aim(self, step: int) -> None:
-        """Have a pipeline whose next batch is that of `step`."""
+        """Make sure that the pipeline's next batch is that of `step`."""
         if self._pipeline is None or step != self._next:
             self._close()
             source = StepSource(self._read, step, self._steps)
@@ -89,7 +89,7 @@ class DaliReader:
 
     def _run(self, step: int) -> tuple[Any, Any]:
         try:
-            # DALI would wake it for work, and a dead one never wakes. Where it dies in between,
+            # DALI would wait for ever for a worker that has died. Where it dies after this check,
             # guard.hang_seconds ends the run.
             if connection.wait([process.sentinel for process in self._processes], timeout=0):
                 raise RuntimeError("its process has ended")
@@ -102,11 +102,11 @@ class DaliReader:
             ) from error
 
     def _tensor(self, data: Any) -> Tensor:
-        """A copy of the bytes, which DALI is free to write over."""
+        """A copy of the bytes, which DALI may overwrite."""
         if self._device.type != "cuda":
             return torch.from_numpy(np.array(data[0]))
         plugin: Any = importlib.import_module("nvidia.dali.plugin.pytorch")
-        if self._copied:  # of the batch before
+        if self._copied:  # event of the last batch's copy
             self._copied[1].synchronize()
         stream = torch.cuda.current_stream(self._device)
         bytes_T = torch.empty(data[0].shape(), dtype=torch.uint8, device=self._device)
@@ -118,7 +118,7 @@ class DaliReader:
         if self._copied:
             self._copied[1].synchronize()
         self._copied = self._pipeline = None
-        gc.collect()  # a pipeline ends its process when nobody has it, and it refers to itself
+        gc.collect()  # a pipeline ends its process when collected, and it refers to itself
 
     def __enter__(self) -> Self:
         return self
@@ -128,9 +128,9 @@ class DaliReader:
 
 
 def _started(source: StepSource, device: torch.device) -> Any:
-    """A pipeline whose process reads already. It gives what is said, and on the device the bytes.
+    """A pipeline whose process reads already. Its outputs: descriptions, and bytes on `device`.
 
-    One process: it reads many times as fast as anything trains, and if it is killed no other waits
+    One process: it reads many times as fast as training needs, and if it is killed no other waits
     for it.
     """
     nvidia: Any = importlib.import_module("nvidia.dali")
@@ -163,7 +163,7 @@ def _started(source: StepSource, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _nothing_from_this_folder() -> Iterator[None]:
-    """Python processes that begin meanwhile import nothing that lies where they begin."""
+    """Python processes started within do not import modules of the current folder."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -180,7 +180,7 @@ def _number(device: torch.device) -> int:
 
 
 def _batch(head: Any, bytes_T: Tensor) -> TokenBatch:
-    """The batch whose arrays lie in the bytes, on their device."""
+    """The batch of arrays in a buffer, on its device."""
     parts, starts = said_of(head)
     fields: dict[str, Any] = {p.name: _view(p, bytes_T) for p in parts if not p.is_extra}
     extra = {part.name: _view(part, bytes_T) for part in parts if part.is_extra}

@@ -1,10 +1,10 @@
-"""The process that reads a rank's batches for DALI, one step after another. No torch here.
+"""The process that reads a rank's batches for DALI, step after step. No torch here.
 
     source = StepSource(read, first_step=120, steps=500)     # given to fn.external_source
 
-DALI starts the process anew (spawn) and sends it the pickled source over a pipe of its own; what
-comes back are arrays. `read(step)` is pickled with it: it should hold what says where data are, and
-open them only when it is called.
+DALI starts the process by spawn and sends it the pickled source over a pipe of its own; only arrays
+come back. `read(step)` is pickled too: it should hold the places of the data, and open the files
+only when it is called.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _NOTHING = np.zeros(1, np.uint8)  # DALI takes no empty array
 
 
 class Iteration(Protocol):
-    """DALI's BatchInfo: `iteration` counts the batches of a pipeline from 0."""
+    """DALI's BatchInfo: iteration: number of the pipeline's batch, from 0."""
 
     iteration: int
 
 
 class StepSource:
-    """The batches of steps first_step, first_step + 1, …, as `arrays.as_bytes` has them.
+    """The batches of steps first_step, first_step + 1, …, in the form of `arrays.as_bytes`.
 
-    A step that cannot be read, and those from `steps` on, give `_NOTHING` twice: the rank reads
-    such a step itself if its turn comes, and so has the error where a person sees it.
+    A step that cannot be read, or from `steps` on, gives `_NOTHING` twice: when its turn comes, the
+    rank reads it itself, and so raises the error where the user sees it.
     """
 
     def __init__(self, read: Callable[[int], Arrays], first_step: int, steps: int) -> None:
@@ -52,13 +52,13 @@ class StepSource:
 
 
 def is_nothing(said: Bytes) -> bool:
-    """Whether a step was not read."""
+    """Whether this stands for a step that was not read."""
     return said.size == _NOTHING.size
 
 
 def _in_worker(read: Callable[[int], Arrays], first_step: int, steps: int) -> StepSource:
-    """The source in its process, which ends with the rank, and not by a signal: SLURM and terminals
-    send those that ask a run to stop to all of its processes, and the rank's last steps need it."""
+    """The source in its process, which ends with the rank and ignores signals: SLURM and terminals
+    send a request to stop to all processes, but the rank still needs batches for its last steps."""
     die_with_parent()
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,13 +1,13 @@
-"""What every rank of a run would hold, without its memory and without the other ranks.
+"""Sizes of everything that each rank of a run would hold, without its memory or the other ranks.
 
     roles = dry_run(config, Layout.of(config, world_size=256))
     roles[0].ranks, roles[0].weight_bytes, roles[0].optimizer_bytes
 
-The engine that training builds is built on torch's meta device, which has shapes and no bytes,
-under a process group that pretends to have all ranks. Model, gradient buffers and distributed
-optimizer are the real ones, so the sizes are exact, megatron-core's padding included. One engine
-per pipeline rank is enough: tensor and expert ranks split evenly, which the checks of the settings
-see to, and what each data rank keeps of the optimizer megatron-core's own function says.
+It builds training's own engine on torch's meta device, which has shapes but no bytes, under a fake
+process group of all ranks. Model, gradient buffers and distributed optimizer are the real ones, so
+sizes are exact, with megatron-core's padding. One engine per pipeline rank is enough: tensor and
+expert ranks split evenly, which the checks of settings guarantee, and megatron-core's own function
+tells each data rank's part of the optimizer.
 """
 
 from collections import defaultdict
@@ -34,7 +34,7 @@ from megatron_qwen3.training.optim import state_tensors
 
 @dataclass(frozen=True)
 class Tensor:
-    """One weight of a rank, as megatron-core names it; `shape` is that of the rank's part."""
+    """One weight of a rank, by megatron-core's name; shape: of the rank's part."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,15 +43,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Role:
-    """Ranks that hold equally much: a pipeline rank, or those of its data ranks that do.
+    """Ranks that hold equally much: a pipeline rank, or some of its data ranks.
 
     ranks             global ranks
     layers            of the whole model, counted from 0, one tuple per model chunk
-    parameters        weights of this rank; expert_parameters of them are in experts
+    parameters        number of weights of this rank; expert_parameters of them are in experts
     weight_bytes      of the flat buffers of weights, padding included
     gradient_bytes    of the flat buffers of float32 gradients, padding included
     optimizer_bytes   Adam's two moments and, where the weights are not float32, a float32 copy
-    reference_bytes   weights of the reference model that rl.kl keeps the policy near to
+    reference_bytes   weights of the reference model of rl.kl
     """
 
     pipeline_rank: int
@@ -77,9 +77,9 @@ class Role:
 def dry_run(config: Config, layout: Layout) -> list[Role]:
     """Every distinct role of the run, in the order of its first rank.
 
-    Of layers of torch: those of Transformer Engine, which needs a GPU, have the same weights. What
-    of the optimizer is narrower than float32, or lies on the host, is reckoned. Of
-    weights that are kept in FP8 it has what they are in bf16.
+    Layers are torch's: those of Transformer Engine, which needs a GPU, have the same weights. Bytes
+    of optimizer state that is narrower than float32, or on the host, are calculated. Weights that
+    would be kept in FP8 count as bf16.
     """
     optim, usual = config.optim, OptimConfig()
     moments = {"fp32": 4, "bf16": 2}
@@ -98,7 +98,7 @@ def dry_run(config: Config, layout: Layout) -> list[Role]:
 
 
 def _roles(config: Config, layout: Layout, pipeline_rank: int) -> Iterator[Role]:
-    """The roles of one pipeline rank, which differ by their part of the optimizer alone."""
+    """The roles of one pipeline rank, which differ only in their part of the optimizer."""
     stage_ranks = layout.world_size // layout.pipeline
     first = pipeline_rank * stage_ranks
     with _pretending_to_be(first, config, layout):
@@ -114,7 +114,7 @@ def _roles(config: Config, layout: Layout, pipeline_rank: int) -> Iterator[Role]
 
 @contextmanager
 def _pretending_to_be(rank: int, config: Config, layout: Layout) -> Iterator[None]:
-    """Process groups of all ranks, of which this process is `rank` and the others are not there."""
+    """Fake process groups of all ranks, in which this process is `rank`."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         runtime.build_groups(config, layout)
@@ -125,7 +125,7 @@ def _pretending_to_be(rank: int, config: Config, layout: Layout) -> Iterator[Non
 
 
 def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any]:
-    """What all data ranks of a pipeline rank hold alike: the fields of Role but three."""
+    """The fields of Role that all data ranks of a pipeline rank share: all but three."""
     named = [
         (f"chunk{i}.{name}" if layout.virtual > 1 else name, p)
         for i, model in enumerate(engine.model.chunks)
@@ -133,7 +133,7 @@ def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any
     ]
     weights = [p for _, p in named]
     buffers = [b for c in engine.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
-    # Without the distributed optimizer the weights stay where they are.
+    # Only the distributed optimizer moves weights into flat buffers.
     flat = [b.param_data for b in buffers] if engine.config.optim.distributed else weights
     return {
         "pipeline_rank": pipeline_rank,
@@ -154,7 +154,7 @@ def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any
 
 
 def _reference_bytes(config: Config, layout: Layout) -> int:
-    """A second model in the policy's layout, without gradients."""
+    """Bytes of a second model in the policy's layout, without gradients."""
     if config.run.mode != "rl" or not config.rl.kl.coefficient:
         return 0
     chunks = Model(config, layout).chunks
@@ -168,18 +168,18 @@ def _optimizer_bytes(engine: Engine, layout: Layout, stage_ranks: int) -> list[i
         return [own_bytes] * stage_ranks
     dense = [_held(engine, "buffers", d) for d in range(layout.data * layout.context)]
     sparse = [_held(engine, "expert_parallel_buffers", d) for d in range(layout.expert_data)]
-    # Ranks count tensor ranks first, then context and data ranks; for the experts likewise.
+    # Tensor ranks are counted first, then context and data ranks; experts likewise.
     held = [
         dense[rank // layout.tensor] + sparse[rank // (layout.expert_tensor * layout.expert)]
         for rank in range(stage_ranks)
     ]
     bytes_each, rest = divmod(own_bytes, held[0])
-    assert not rest, "the engine's own share is not the one that the ranges say"
+    assert not rest, "the engine's own share differs from megatron-core's ranges"
     return [bytes_each * weights for weights in held]
 
 
 def _held(engine: Engine, kind: str, data_rank: int) -> int:
-    """Weights whose optimizer state a data rank keeps, in the buffers of one kind."""
+    """Number of weights in buffers of a kind whose optimizer state a data rank keeps."""
     held = 0
     for buffer in (buffer for chunk in engine.chunks for buffer in getattr(chunk, kind)):
         for bucket in buffer.buckets:

@@ -3,10 +3,9 @@
     engine = Engine(config, layout)
     metrics = engine.train_step(batch, objectives.cross_entropy, rate)
 
-A step reads from top to bottom in `train_step`: count, forward and backward through megatron-core's
-pipeline schedule, reduce, clip, update. Everything that depends on how many micro-batches or ranks
-shared the work is divided by a global count, known before the first forward pass, so that gradients
-are plain sums.
+`train_step` reads from top to bottom: count, forward and backward through megatron-core's pipeline
+schedule, reduce, clip, update. Every sum over micro-batches and ranks is divided by a global count
+that is known before the first forward pass, so that gradients are plain sums.
 
 Legend: D data ranks, M micro-batches of each, K named means and largest values of the objective.
 """
@@ -42,7 +41,7 @@ from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update
 
 
 class NonFiniteLoss(BadBatch):
-    """A loss or gradient that is NaN or infinite; the text names ranks and sequences."""
+    """The loss or gradient is NaN or infinite; the text names ranks and sequences."""
 
 
 class Engine:
@@ -62,18 +61,18 @@ class Engine:
 
     @property
     def data_rank(self) -> int:
-        """Which of `layout.data` shares of a global batch this rank trains."""
+        """The number, below `layout.data`, of this rank's share of a global batch."""
         return self.model.data_rank
 
     @property
     def share(self) -> range:
-        """Which rows of a global batch of train.global_batch this rank trains."""
+        """The rows of a global batch of train.global_batch that this rank trains."""
         count = self.config.train.global_batch // self.layout.data
         return range(self.data_rank * count, (self.data_rank + 1) * count)
 
     @property
     def is_first_rank(self) -> bool:
-        """Whether this rank is the one that speaks and writes for all."""
+        """Whether this rank logs and writes for all."""
         return dist.get_rank() == 0
 
     def train_step(
@@ -82,14 +81,14 @@ class Engine:
         """One optimizer step on this data rank's sequences of the global batch.
 
         Returns the metrics `loss`, the sum of the objective's losses, each mean of the objective by
-        its name where there are several, `grad_norm`, for sparse models those of
+        name if there are several, `grad_norm`, for sparse models those of
         `router.balance_metrics` and on GPUs those of `gpu_memory`, equal on all ranks.
-        Raises BadBatch, on every rank, before anything is updated, where loss or norm is above its
-        limit, and NonFiniteLoss where it is NaN or infinite; before the first forward pass BadBatch
-        where no position is trained or one is no id of the vocabulary, and ValueError where data
-        ranks bring differently many sequences or lengths, or what a batch and an objective are
-        made of does not fit; a rank where all does says that another one's does not.
-        Rows that the schedule needs beyond them count for nothing.
+        Raises, on every rank and before any update, BadBatch where loss or norm is above its limit,
+        and NonFiniteLoss where it is NaN or infinite; before the first forward pass BadBatch where
+        no position is trained or one has no id of the vocabulary, and ValueError where data ranks
+        bring different numbers of sequences or lengths, or batch and objective do not fit; a rank
+        without a fault of its own raises that another rank has one.
+        Rows that only fill the schedule do not count.
         """
         assert self.model.chunks[0].training, "the model is in evaluation mode"
         self.clock.restart()
@@ -122,8 +121,8 @@ class Engine:
     def _counts(
         self, batch: TokenBatch, objective: Objective
     ) -> tuple[TokenBatch, dict[str, float], float]:
-        """The batch as the schedule takes it; what each mean divides by; and how many positions of
-        the global batch are no padding.
+        """The batch filled for the schedule; the count that divides each mean; and the number of
+        positions of the global batch that are not padding.
 
         BadBatch or ValueError, on all ranks, for batches that cannot be trained.
         """
@@ -139,7 +138,7 @@ class Engine:
         if sound_ranks != ranks:
             raise fault or ValueError(ANOTHER)
         if ranks * rows_2 != rows**2 or ranks * length_2 != length**2:
-            raise ValueError("data ranks bring differently many sequences, or of several lengths")
+            raise ValueError("data ranks bring different numbers of sequences, or several lengths")
         size = rows * length / ranks
         if beyond := size - within:
             raise BadBatch(
@@ -151,14 +150,14 @@ class Engine:
         sum_of = dict(zip(means, sums, strict=True))
         if not any(sum_of[name] for name in objective.losses):
             raise BadBatch("no position of the global batch has a weight in the loss")
-        # Where all weights of a mean are 0 its sum is 0 as well, whatever it is divided by.
+        # Where all weights of a mean are 0 its sum is 0 too, so any divisor will do.
         counts = {name: mean.count or sum_of[name] or 1.0 for name, mean in means.items()}
         return filled, counts, positions
 
     def _local_counts(self, batch: TokenBatch, objective: Objective) -> tuple[TokenBatch, Tensor]:
-        """This rank's batch as the schedule takes it, and its part of the counts: weights, what is
-        no padding, what has ids of the vocabulary, what is not trained as padding, and its shape;
-        the last one is 1, of a rank that found no fault."""
+        """This rank's batch filled for the schedule, with counts: weights, positions that are not
+        padding, that have ids of the vocabulary, that are not trained as padding, and its shape;
+        the last is 1 for a rank without a fault."""
         objective.head.check(batch, self.config.model)
         filled = self.model.filled(batch).to(self.device)
         objective.check(filled)
@@ -172,7 +171,7 @@ class Engine:
 
     def _with_gradients(self, chunk: Qwen3, index: int) -> DistributedDataParallel:
         settings = ddp_config(self.config)
-        later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
+        later_chunk = index > 0  # its buckets wait for the first chunk's anyway
         wrapped = DistributedDataParallel(
             chunk.config, settings, chunk, disable_bucketing=later_chunk
         )
@@ -194,7 +193,7 @@ class Engine:
                 transformer.grad_sync_func = sync[0] if single else sync
 
     def _sums_of_step(self, reports: list[Tensor], filled_rows: int, means: int) -> Tensor:
-        """What each data rank's micro-batches add to the means of the global batch, [D, M, K]."""
+        """Each data rank's micro-batches' terms of the means of the global batch, [D, M, K]."""
         count = filled_rows // self.config.train.micro_batch
         sums_MK = torch.zeros(count, means, device=self.device)
         if reports:
@@ -206,7 +205,7 @@ class Engine:
         return sums_DMK
 
     def _memory(self) -> dict[str, Tensor]:
-        """What the fullest GPU of all ranks holds, by name; {} on a CPU."""
+        """Memory of the fullest GPU of all ranks, by name; {} on a CPU."""
         held = gpu_memory()
         if not held:
             return {}
@@ -217,7 +216,7 @@ class Engine:
 
 
 def ddp_config(config: Config) -> DistributedDataParallelConfig:
-    """megatron-core's configuration of gradients: their buffers, and how these are reduced."""
+    """megatron-core's configuration of gradient buffers and their reduction."""
     parallel, optim = config.parallel, config.optim
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=optim.gradients == "fp32",
@@ -230,7 +229,8 @@ def ddp_config(config: Config) -> DistributedDataParallelConfig:
 
 
 def _weighing(model: Model, objective: Objective, counts: Mapping[str, float]) -> Finish:
-    """Of a micro-batch: its share of the loss, and of all means, then its largest values, [K]."""
+    """For a micro-batch: its part of the loss; its parts of all means and its largest values,
+    [K]."""
 
     def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Tensor]:
         assert not isinstance(output, Tensor)
@@ -244,7 +244,7 @@ def _weighing(model: Model, objective: Objective, counts: Mapping[str, float]) -
 
 
 def _report(objective: Objective, sums_DMK: Tensor) -> dict[str, Tensor]:
-    """The loss, the objective's means where they say more than it, and its largest values."""
+    """The loss, the objective's means unless there is only one, and its largest values."""
     means = len(objective.means)
     sums_K = sums_DMK[..., :means].sum((0, 1))
     report = {"loss": sums_K[: len(objective.losses)].sum()}
@@ -254,14 +254,15 @@ def _report(objective: Objective, sums_DMK: Tensor) -> dict[str, Tensor]:
 
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-    """Reduce gradients over all ranks that share a parameter; the count is not divided by again."""
+    """Reduce gradients over all ranks that share a parameter; without dividing by the count
+    again."""
     for chunk in models:
         device.check_gradients(chunk)
     finalize_model_grads(models, None, **kwargs)
 
 
 def _read(report: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers on the device, by name, packed into one tensor: one wait for all of them."""
+    """Numbers from the device, by name, in one transfer."""
     packed = torch.stack([number.double() for number in report.values()])
     return dict(zip(report, packed.tolist(), strict=True))
 
@@ -272,7 +273,7 @@ def _check_limit(name: str, value: float, most: float) -> None:
 
 
 def _where_not_finite(losses_DM: Tensor, rows: int, size: int) -> str:
-    """Micro-batches of `size` sequences, of which each data rank has `rows`; what fills is none."""
+    """The micro-batches of `size` sequences with such losses; each data rank has `rows`."""
     places = []
     for rank, micro in (~losses_DM.isfinite()).nonzero().tolist():
         first = rank * rows + micro * size

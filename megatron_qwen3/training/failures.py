@@ -1,4 +1,4 @@
-"""Failures of a rank, told with what to change. Nothing here imports torch.
+"""Explains a rank's failure, with settings to change. Nothing here imports torch.
 
 if told := explain(error, config): ...
 """
@@ -20,7 +20,7 @@ _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken p
 
 
 def explain(error: BaseException, config: Config) -> str:
-    """What happened to this rank and what helps; "" for an error that its traceback tells best."""
+    """The failure and its remedies, as text; "" where the traceback explains it better."""
     told = _explain(error, config)
     return "\n".join([told, *getattr(error, "__notes__", ())]) if told else ""
 
@@ -30,9 +30,9 @@ def _explain(error: BaseException, config: Config) -> str:
     rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
         first = next(iter(text.splitlines()), "")
-        return f"{rank} is out of memory ({first}); what helps, in this order:\n{_less(config)}"
+        return f"{rank} is out of memory ({first}); remedies, in this order:\n{_less(config)}"
     if any(words in text.lower() for words in _PEER_GONE):
-        return f"{rank} lost another rank, which died or was stopped: see what that one said"
+        return f"{rank} lost another rank, which died or was stopped: see that rank's message"
     if _NOT_DETERMINISTIC in text:
         first = next(iter(text.splitlines()))
         return f"{rank} cannot keep run.deterministic = true ({first}); without it the run goes on"
@@ -66,5 +66,5 @@ def _less(config: Config) -> str:
         advice.append(f"parallel.context={context} (more ranks share each row)")
     if config.model.num_experts:
         advice.append(f"parallel.expert={2 * parallel.expert} (more ranks share the experts)")
-    advice.append("mq3 memory … (what each part of a rank needs)")
+    advice.append("mq3 memory … (memory of a rank, part by part)")
     return "\n".join(f"  {line}" for line in advice)

@@ -1,17 +1,16 @@
-"""CUDA graphs of parts of layers: captured once between two steps, replayed in those that can be.
+"""CUDA graphs of parts of layers: captured once between two steps, replayed where a step allows.
 
     graphs = Graphs(model, replicas, optimizer)
-    replayed = graphs.of_step(batch)      # before anything of the step; captures where it is time
+    replayed = graphs.of_step(batch)      # first call of a step; captures when due
     with replayed:                        # the schedule's passes, and no others
         ...
 
-A graph is a sequence of kernels with all their arguments: it reads and writes the places of memory
-that it was captured with, and whatever was a number then stays that number. So layers have their
-graphs within a step's schedule alone, and only where its rows are whole and of the length that was
-captured; evaluations, scores, texts and all other rows take the layers themselves. What differs
-from step to step lies in tensors that are written in place, and that they still lie where they lay
-is checked before every replay. megatron-core's TECudaGraphHelper captures: what it does between its
-own steps is done here between ours.
+A graph is a sequence of kernels with all their arguments: it reads and writes the memory addresses
+of its capture, and every number keeps its value. So graphs are used only within a step's schedule,
+for whole rows of the captured length; evaluations, scores, generation and all other rows run the
+layers themselves. Values that change from step to step lie in tensors that are written in place;
+before every replay their addresses are checked. megatron-core's TECudaGraphHelper captures; the
+work that it does between its own steps is done here between ours.
 """
 
 import threading
@@ -30,15 +29,15 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
 
 CAPTURING = threading.Lock()
-"""Held while graphs are captured, and by other threads that ask the GPU's driver for memory: CUDA
-gives a capture up where any thread of the process does."""
+"""Held during a capture, and by other threads that ask the GPU's driver for memory: CUDA aborts a
+capture when any thread of the process does that."""
 
 
 class Graphs:
-    """The graphs of the layers of one model that is trained."""
+    """The graphs of the layers of a model in training."""
 
     def __init__(self, model: Model, replicas: Sequence[Any], optimizer: Any) -> None:
-        """`replicas`: the model's chunks, each with its gradients."""
+        """replicas: the model's chunks with their gradients."""
         self._model, self._replicas, self._optimizer = model, replicas, optimizer
         self._steps = self._micro_batches = 0
         self._layers: list[Any] = []
@@ -47,7 +46,7 @@ class Graphs:
         self._news: list[str] = []
 
     def news(self) -> list[str]:
-        """What is to be logged since the last call: what was captured."""
+        """Log lines on captures since the last call."""
         news, self._news = self._news, []
         return news
 
@@ -57,10 +56,10 @@ class Graphs:
         return sum(map(len, self._of_layers))
 
     def of_step(self, batch: TokenBatch) -> AbstractContextManager[None]:
-        """Within, layers replay their graphs, where this batch can be; called on all ranks.
+        """Within, layers replay their graphs if this batch allows it; called on all ranks.
 
-        The first steps are taken without, and the graphs captured after them, while no gradient
-        counts. RuntimeError where what a graph reads or writes lies elsewhere by now.
+        The first steps run without graphs; then, while no gradients are in use, they are captured.
+        RuntimeError where a graph's inputs or outputs have moved.
         """
         model = self._model
         if not model.config.overlap.cuda_graphs:
@@ -79,9 +78,9 @@ class Graphs:
         return self._attached()
 
     def _can_replay(self, batch: TokenBatch, micro_batches: int) -> bool:
-        """Whether all of the rows are whole, and as long as those that were captured.
+        """Whether all rows are whole and of the captured length.
 
-        Pipeline stages have a graph for each micro-batch, in the order of their schedule.
+        A pipeline stage has a graph for each micro-batch, in the order of its schedule.
         """
         config, layout = self._model.config, self._model.layout
         is_whole = batch.sequences() is None and batch.length == config.data.sequence_length
@@ -98,8 +97,8 @@ class Graphs:
                 layer.cuda_graphs = []
 
     def _capture(self, micro_batches: int) -> None:
-        """Capture the graphs of `micro_batches`, and leave neither gradients nor sums of it that
-        the step does not set to 0 anyway."""
+        """Capture the graphs of `micro_batches`. The capture leaves no gradients or sums behind,
+        except those that the step zeroes anyway."""
         config, chunk = self._model.config, self._model.chunks[0]
         began, before = time.perf_counter(), gpu_memory()
         with ExitStack() as held:
@@ -134,7 +133,7 @@ class Graphs:
 
 
 def _places(layers: Sequence[Any]) -> list[int]:
-    """Where everything lies that graphs of these layers may read or write beside their rows."""
+    """Addresses of all memory that graphs of these layers use, apart from their rows."""
     weights = [weight for layer in layers for weight in layer.parameters()]
     gradients = [weight.main_grad for weight in weights]
     sums = [buffer for layer in layers for buffer in layer.buffers()]
@@ -142,14 +141,14 @@ def _places(layers: Sequence[Any]) -> list[int]:
 
 
 def _gathers(replicas: Sequence[Any]) -> bool:
-    """Whether a weight's forward pass waits until data ranks have gathered it: by hooks, which a
-    replay does not call by itself."""
+    """Whether forward passes wait for data ranks to gather weights: by hooks, which a replay does
+    not run by itself."""
     return any(replica.use_forward_hook for replica in replicas)
 
 
 @contextmanager
 def _without_hooks(replicas: Sequence[Any]) -> Iterator[None]:
-    """Within, forward passes wait for no weights: what is captured must have no hooks."""
+    """Within, forward passes wait for no weights: captured code must have no hooks."""
     waiting = [replica for replica in replicas if replica.use_forward_hook]
     for replica in waiting:
         replica.disable_forward_pre_hook(param_sync=False)
@@ -162,9 +161,9 @@ def _without_hooks(replicas: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _counted(micro_batches: int) -> Iterator[None]:
-    """Within, megatron-core has a count of a step's micro-batches, which it asks for here alone."""
+    """Within, megatron-core's global count of micro-batches is set; only captures read it."""
     init_num_microbatches_calculator(
-        rank=1,  # any but 0, which would log it
+        rank=1,  # any but 0, since rank 0 would log it
         rampup_batch_size=None,
         global_batch_size=micro_batches,
         micro_batch_size=1,

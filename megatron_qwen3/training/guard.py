@@ -1,4 +1,4 @@
-"""Bad batches: when a step is not taken, and what the run does then.
+"""Detects bad batches, and leaves them out of the run.
 
     guard = Guard(config, progress)
     step = guard.next_step(step)                     # jumps over batches that are left out
@@ -7,11 +7,11 @@
     guard.leave_out(first_step, last_step, reason)
 
 A batch is bad where its loss or gradient is NaN or infinite, or a spike: far above the median of
-the steps before. Both numbers are the same on every rank, so all decide alike. A step's number says
-which batch it trains, so a batch that is left out is a step that is not taken: learning rate and
-data go on as if it had been. Which steps those are is in the run folder, on the disk before the run
-goes on, and in every checkpoint, as are the losses and norms that medians are taken of: a resumed
-run decides as an undisturbed one would have.
+earlier steps. Both numbers are equal on every rank, so all decide alike. A step's number decides
+its batch, so leaving out a batch means not taking its step: learning rate and data go on as if it
+had been taken. The list of left-out steps is written to the run folder before the run goes on, and
+into every checkpoint, together with the losses and norms for the medians: so a resumed run decides
+as an undisturbed one would have.
 """
 
 import json
@@ -27,26 +27,26 @@ from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, StepLimits
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 FILE_NAME = "left_out.jsonl"
-_SHORT = 4  # steps
-_FEWEST_STEPS = 16  # that a median is taken of: the first steps of a run differ too much
+_SHORT = 4  # steps of a short median
+_FEWEST_STEPS = 16  # for a median: the first steps of a run differ too much
 
 
 class Guard:
-    """What every rank knows of the steps so far, and decides from it. `progress`: at the start.
+    """The record of steps so far on each rank, and the decisions from it. progress: at the start.
 
-    ConfigError: what the run folder says of batches left out cannot be read.
+    ConfigError: the run folder's list of left-out batches cannot be read.
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.settings, self._steps = config.guard, config.steps
         self.recent = list(progress.recent)
-        # A run that begins anew meets its bad batches itself; what lies there is of another one.
+        # A new run meets its bad batches itself; a list in its folder is of another run.
         ledger = _read(config.run_dir / FILE_NAME) if progress.step else []
         self.left_out = sorted({*progress.left_out, *ledger})
         self._ledger = config.run_dir / FILE_NAME
 
     def progress(self, step: int) -> Progress:
-        """Where the run stands after `step` steps."""
+        """The run's progress after `step` steps."""
         return Progress(step, tuple(self.left_out), tuple(self.recent))
 
     def next_step(self, step: int) -> int:
@@ -65,14 +65,14 @@ class Guard:
         return StepLimits(loss + above if above else math.inf, norm * times if times else math.inf)
 
     def accept(self, metrics: Mapping[str, float]) -> None:
-        """A step was taken."""
+        """Record the loss and norm of a step that was taken."""
         self.recent.append((metrics["loss"], metrics["grad_norm"]))
         del self.recent[: -self.settings.window_steps]
 
     def leave_out(self, first: int, last: int, reason: str, writes: bool) -> str:
-        """Never train steps first … last; one rank `writes` that down for all.
+        """Never train steps first … last; the rank that `writes` records that for all.
 
-        Returns what else is to be told. BadBatch where that happened too often of late.
+        Returns text to log. BadBatch where there were too many bad batches of late.
         """
         told = ""
         self.left_out = sorted({*self.left_out, LeftOut(first, last, reason)})
@@ -93,9 +93,9 @@ class Guard:
 
 
 def rise(recent: Sequence[tuple[float, float]]) -> float:
-    """How far, in nats, the loss of these steps ends above the lowest that it was among them.
+    """How far, in nats, these losses end above their minimum.
 
-    Medians of _SHORT steps are compared: a single step says nothing.
+    Medians of _SHORT steps are compared, since a single step is noisy.
     """
     losses = [loss for loss, _ in recent]
     ends = range(_SHORT, len(losses) + 1)

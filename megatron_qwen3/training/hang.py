@@ -1,14 +1,14 @@
-"""End a run that hangs, and say where: a heartbeat on every rank.
+"""Ends a run that hangs, with a report on where: a heartbeat on every rank.
 
     with Heartbeat(seconds, run_dir, rank) as heartbeat:
         heartbeat.beat("step 12")          # after every step, evaluated batch and piece of a save
-        with heartbeat.paused(): ...       # what takes as long as it takes
+        with heartbeat.paused(): ...       # work without a time limit
 
 When no beat comes for `seconds`, a thread prints one line, with the place in the program and the
 collective that the rank waits for, writes the stacks of all its threads and torch's flight recorder
 to {run folder}/hang/, and ends the process with status HUNG, so that a launcher starts the ranks
-again. Each rank speaks for itself: one that is stopped or dead is the one that says nothing, and
-one that is in no collective is the one that the others wait for.
+again. Each rank reports itself: a rank that is stopped or dead reports nothing, and a rank that is
+in no collective is the one that the others wait for.
 """
 
 import contextlib
@@ -44,12 +44,12 @@ class Heartbeat:
         self._over, self._pauses = threading.Event(), 0
 
     def beat(self, done: str) -> None:
-        """Something was done."""
+        """Record a sign of life."""
         self._last, self._doing = time.monotonic(), done
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is a hang meanwhile: a load has no beats, and lasts as its files are big."""
+        """Suspends the watch: loading has no beats, and takes as long as its files are big."""
         self._pauses += 1
         try:
             yield
@@ -74,7 +74,7 @@ class Heartbeat:
         try:
             frame = sys._current_frames().get(self._watched)
             waiting = active_collective()
-            with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+            with contextlib.suppress(OSError, ValueError):  # standard error may be closed
                 print(
                     shown(
                         f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
@@ -89,14 +89,14 @@ class Heartbeat:
                 faulthandler.dump_traceback(file, all_threads=True)
                 file.write(f"\n{json.dumps(recorded(), indent=1)}\n")
             # The others notice at about the same time, and their collectives fail once this one
-            # is gone: they shall speak first.
+            # is gone: let them report first.
             time.sleep(min(10.0, 1.0 + self.seconds))
         finally:
             os._exit(HUNG)
 
 
 def place(frame: FrameType | None) -> str:
-    """The innermost line of ours in a stack, and the innermost of all."""
+    """The innermost line of this package in a stack, and the innermost of all."""
     if frame is None:
         return "no Python code"
     stack = traceback.extract_stack(frame)
@@ -108,7 +108,7 @@ def place(frame: FrameType | None) -> str:
 
 
 def active_collective() -> str:
-    """The oldest collective of this rank that is not done, for people; "" where there is none."""
+    """This rank's oldest unfinished collective, as text; "" without one."""
     active = [entry for entry in recorded() if not entry.get("retired", True)]
     if not active:
         return ""
@@ -122,13 +122,13 @@ def active_collective() -> str:
 def recorded() -> list[dict[str, Any]]:
     """torch's flight recorders: the last collectives of this rank, in the order of their start.
 
-    [] where none was kept. A recorder is asked for collectives too, not for active ones alone.
+    [] without a record. Recorders are asked for all collectives, not only for active ones.
     """
     import torch._C._distributed_c10d as c10d
 
     entries: list[dict[str, Any]] = []
     for name in _RECORDERS:
-        # Never the reason to be here: another build of torch may lack it or write another form.
+        # A failure here must not matter: other builds of torch may lack it or write another form.
         with contextlib.suppress(Exception):
             entries += json.loads(getattr(c10d, name)(True, False)).get("entries", [])
     return sorted(entries, key=lambda entry: entry.get("time_created_ns", 0))

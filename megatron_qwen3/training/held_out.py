@@ -1,4 +1,4 @@
-"""Held-out rows, shared by data ranks: what every evaluation does, whatever a row is."""
+"""Shares held-out rows among data ranks, for every kind of evaluation."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,16 +6,16 @@ from typing import TypeVar
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
 
-ROWS = 8  # of one data rank that are scored at once
+ROWS = 8  # that a data rank scores at once
 Row = TypeVar("Row")
 
 
 def share_of_rank(
     model: Model, rows: list[Row], batch_of: Callable[[list[Row]], TokenBatch]
 ) -> TokenBatch:
-    """Of rows, one at least, those of this data rank: equally many on each.
+    """This data rank's share of one row or more: equally many on each.
 
-    Ranks share experts, so all score as many; what is missing are rows of weight 0.
+    Ranks share experts, so all must score the same number; rows of weight 0 fill the shares.
     """
     count = -(-len(rows) // model.layout.data)
     first = model.data_rank * count

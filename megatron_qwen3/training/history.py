@@ -1,10 +1,10 @@
-"""What a run wrote about itself, read back: metrics.jsonl as columns.
+"""Reads a run's metrics.jsonl back, as columns.
 
     run = RunHistory.read("runs/tiny-dense/pretrain_1_general")
     run.column("loss")[-1], run.tokens
 
-Kept apart from the writer (`metrics.py`) so that reports and studies read runs, finished or still
-under way, with numpy alone. Columns and not dicts, since a long stage has millions of steps.
+Separate from the writer (`metrics.py`), so that reports and studies read runs, finished or still
+running, with numpy alone. Columns rather than dicts, since a long stage has millions of steps.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class RunHistory:
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunHistory":
-        """MetricsError: the folder holds no metrics, or not one training step."""
+        """Read a run's folder. MetricsError: it has no metrics, or no training step."""
         folder = Path(folder)
         path = folder / FILE_NAME
         if not path.is_file():
@@ -67,40 +67,40 @@ class RunHistory:
         )
 
     def column(self, name: str) -> np.ndarray:
-        """One float64 per step; all NaN for a metric that the run does not have."""
+        """One float64 per step; all NaN for an unknown metric."""
         return self.columns.get(name, np.full(len(self.columns["step"]), np.nan))
 
     def median(self, name: str) -> float | None:
-        """None for a metric that the run does not have."""
+        """The median over steps; None for an unknown metric."""
         return float(np.nanmedian(self.columns[name])) if name in self.columns else None
 
     def total(self, name: str) -> float | None:
-        """Over all steps; None for a metric that the run does not have."""
+        """The sum over all steps; None for an unknown metric."""
         return float(np.nansum(self.columns[name])) if name in self.columns else None
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return int(self.columns["step"][-1])
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on."""
+        """Number of trained tokens."""
         return int(self.columns["tokens"][-1])
 
     @property
     def seconds(self) -> float:
-        """Of all steps, and of the rollouts before them."""
+        """Seconds of all steps and rollouts."""
         sampled = self.rollouts.get("seconds", np.zeros(1))
         return float(self.column("step_seconds").sum() + np.nansum(sampled))
 
     def held_out(self) -> dict[str, dict[str, Any]]:
-        """The newest evaluation of each source, `ALL_SOURCES` included; {} if there was none."""
+        """The newest evaluation of each source, `ALL_SOURCES` included; {} without one."""
         return {row["source"]: row for row in self.evaluations}
 
 
 class _Columns:
-    """The numbers of rows by name, of a file of metrics."""
+    """Collects rows of a metrics file as columns by name."""
 
     def __init__(self, path: Path) -> None:
         self.rows, self._path = 0, path
@@ -115,7 +115,7 @@ class _Columns:
         self.rows += 1
 
     def padded(self) -> dict[str, np.ndarray]:
-        """One float64 per row, NaN where a row lacks it."""
+        """The columns, one float64 per row, NaN where a row lacks the metric."""
         return {name: _padded(column, self.rows) for name, column in self._columns.items()}
 
 

@@ -1,14 +1,14 @@
-"""Keeps a run alive between its steps: saves, stop requests, heartbeat, slow ranks.
+"""Work between steps that keeps a run alive: saves, requests to stop, heartbeat, slow ranks.
 
     with Keeper(engine, config, log, request, saved_step) as keeper:
         ...
         keeper.save(progress)                 # starts to save; steps go on
         if keeper.check(step, seconds): ...   # after every step, on all ranks: stop now?
-        while keeper.goes_on(): ...           # between two batches of an evaluation, likewise
+        while keeper.goes_on(): ...           # between two batches of an evaluation
     keeper.go_on("rollouts")              # between two parts of a step: StopAsked
         keeper.finish(progress)               # the last save, and waits for it
 
-What there is to tell goes to the log. `saver.py`, `stop.py`, `watch.py` and `hang.py` do the work.
+Messages go to the log. `saver.py`, `stop.py`, `watch.py` and `hang.py` do the work.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ from megatron_qwen3.training.watch import Watch, hosts_of_ranks
 
 
 class Keeper:
-    """One per rank, called alike on all. saved_step: that of the checkpoint it was resumed from."""
+    """One per rank, called alike on all. saved_step: of the checkpoint that was resumed."""
 
     def __init__(
         self, engine: Engine, config: Config, log: RunLog, request: StopRequest, saved_step: int
@@ -54,14 +54,14 @@ class Keeper:
         return bool(roll.stop)
 
     def goes_on(self) -> bool:
-        """Before each batch of something long between two steps: whether no stop was asked for.
+        """Called before each batch of long work between two steps: False once a stop is requested.
 
-        What is being saved meanwhile is finished.
+        A save that is running is finished meanwhile.
         """
         return not self._asked("a batch of held-out text")
 
     def go_on(self, at: str) -> None:
-        """Before each part of something long within a step. StopAsked, on all ranks alike."""
+        """Called before each part of long work within a step. StopAsked, on all ranks alike."""
         if reason := self._asked(at):
             raise StopAsked(f"{stop.told(reason)} in {at}")
 
@@ -72,9 +72,9 @@ class Keeper:
         return roll.stop
 
     def save(self, progress: Progress) -> None:
-        """Begin to save; a save that is still under way is waited for. A failed one is told.
+        """Start a save, after waiting for one that is running. Failures are logged.
 
-        Weights that are not finite are not saved: older checkpoints would make way for them.
+        Weights that are not finite are not saved, since they would replace older checkpoints.
         """
         if not self._is_sound():
             self.log.note(f"{_unsound(progress.step)}; the run goes on")
@@ -90,7 +90,7 @@ class Keeper:
             self.settle()
 
     def settle(self) -> None:
-        """Wait for what is being saved; a failure is told."""
+        """Wait for a running save; a failure is logged."""
         try:
             self._tell(self.saver.wait(self.heartbeat.beat))
         except SaveFailed as error:
@@ -98,9 +98,9 @@ class Keeper:
         self.heartbeat.beat("a save")
 
     def finish(self, progress: Progress) -> None:
-        """Have this very step saved. SaveFailed, on every rank, where it cannot be.
+        """Save this step and wait. SaveFailed, on every rank, where it cannot be saved.
 
-        Nothing else is under way.
+        No other save may be running.
         """
         if self.saved_step == progress.step:
             return
@@ -114,12 +114,12 @@ class Keeper:
         self._tell(self.saver.wait(self.heartbeat.beat))
 
     def has(self, step: int) -> str:
-        """That a step is saved, as the end of a sentence; "" where it is not."""
+        """The end of a sentence on where a step is saved; "" if it is not."""
         path = folder.named(self.config.run_dir, step)
         return f"; step {step} is saved in {path}" if self.saved_step == step else ""
 
     def _is_sound(self) -> bool:
-        """Every rank looks at its share, which is that of this step also where gathers overlap."""
+        """Whether weights are finite; each rank checks its share, even if gathers overlap."""
         return self.engine.model.weights_are_finite()
 
     def _observe(self, saves: list[int]) -> None:

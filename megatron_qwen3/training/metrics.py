@@ -1,23 +1,23 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases and lines for people.
+"""Reports a run's metrics: to metrics.jsonl, TensorBoard, Weights & Biases and the console.
 
     with RunLog(config, layout, first_step, is_writer=rank == 0) as log:
         log.train(step, engine.train_step(...), rate, seconds)
         log.evaluation(step, {"web_en": EvalResult(2.31, 0.98, 262144)})
         log.note("checkpoint of step 100 saved")
 
-`step` counts steps done, from 1. metrics.jsonl in the run folder is the record that the rest can
-be made from again; `history.py` reads it back. One row a step:
+`step` counts steps done, from 1. metrics.jsonl in the run folder is the record from which the
+others can be made again; `history.py` reads it back. One row per step:
 
     {"kind": "train", "step", "tokens" (so far), "loss", "grad_norm", …, "lr", "step_seconds",
      "tokens_per_second", "tflops_per_rank", "mfu" (a fraction; absent without log.peak_tflops),
      "memory_peak_bytes", "memory_reserved_bytes" (of the fullest GPU; absent on CPUs)}
 
 and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "bits_per_byte" (null
-without a tokenizer), "tokens"}, of pairs "accuracy" and "pairs", too; the source "all" is all of
-them together. Of tasks it has "reward", "pass_rate", "length", "truncated" and "answers" instead.
-Modes whose model samples answers have one more per batch of rollouts, before its
-first update, whose step it bears: {"kind": "rollouts", "step", "batch", "reward", …}, as
-`posttrain/watching/summary.py` has them; step_seconds of an update are without the sampling.
+without a tokenizer), "tokens"}; for pairs also "accuracy" and "pairs"; the source "all" combines
+them. For tasks it has "reward", "pass_rate", "length", "truncated" and "answers" instead. Modes
+that sample answers have one more row per batch of rollouts, with the step of its first update:
+{"kind": "rollouts", "step", "batch", "reward", …}, see `posttrain/watching/summary.py`;
+step_seconds of an update exclude sampling.
 """
 
 import json
@@ -43,7 +43,7 @@ from megatron_qwen3.training.row_file import RowFile
 class EvalResult:
     """Held-out text of one source: nats per token, bits per byte where known, tokens scored.
 
-    Of pairs of answers: nats per pair, the share of pairs ranked as given, and how many pairs.
+    For pairs of answers: nats per pair, the share ranked as given, and the number of pairs.
     """
 
     loss: float
@@ -54,16 +54,16 @@ class EvalResult:
 
     @property
     def row(self) -> dict[str, float | None]:
-        """As a row of metrics has it: what is of pairs stands there for pairs alone."""
+        """The row for metrics, with the fields of pairs only for pairs."""
         of_pairs = ("accuracy", "pairs")
         return {k: v for k, v in asdict(self).items() if v is not None or k not in of_pairs}
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Answers to held-out tasks of one source: mean reward, share that is right (None: nothing says
-    so), mean tokens, share that reached its limit, and how many answers. Means are over what was
-    scored; None where nothing was."""
+    """Answers to held-out tasks of one source: mean reward, share of right ones (None if unknown),
+    mean tokens, share that reached the limit, and number of answers. Means are over scored answers;
+    None without any."""
 
     reward: float | None
     pass_rate: float | None
@@ -73,7 +73,7 @@ class TaskResult:
 
     @property
     def row(self) -> dict[str, float | None]:
-        """As a row of metrics has it."""
+        """The row for metrics."""
         return asdict(self)
 
 
@@ -81,11 +81,11 @@ HeldOut = EvalResult | TaskResult
 
 
 class RunLog:
-    """Reports one run. Every rank has one; those that are not the writer do nothing.
+    """Reports one run. Every rank has one; only the writer's does anything.
 
-    first_step: steps that a resumed run has behind it. Rows after it, of a run that died later
-    than its last checkpoint, are dropped; earlier ones stay. ConfigError: log.* asks for a package
-    that is not installed. MetricsError: the metrics of the run to resume cannot be read.
+    first_step: number of steps done before a resume. Rows after it, of a run that died later than
+    its last checkpoint, are dropped; earlier ones stay. ConfigError: log.* needs a package that is
+    not installed. MetricsError: the metrics of the resumed run cannot be read.
     """
 
     def __init__(self, config: Config, layout: Layout, first_step: int, is_writer: bool) -> None:
@@ -111,7 +111,7 @@ class RunLog:
     ) -> None:
         """Report a step that took `seconds` at the learning rate `rate`.
 
-        tokens: that it trained; as many as in every step unless it is said.
+        tokens: number that it trained, where steps differ.
         """
         if not self.is_writer:
             return
@@ -124,7 +124,7 @@ class RunLog:
         self.console.step(row)
 
     def rollouts(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Report a batch of rollouts, before its first update, which is the step `step`."""
+        """Report a batch of rollouts, before its first update, `step`."""
         if not self.is_writer:
             return
         row = {"step": step, **metrics}
@@ -134,10 +134,9 @@ class RunLog:
         self.console.rollouts(row)
 
     def evaluation(self, step: int, per_source: Mapping[str, HeldOut]) -> None:
-        """Report the loss on the held-out text of each source, and of all together; or what came
-        of its held-out tasks.
+        """Report held-out results of each source, and of all together: losses, or tasks' scores.
 
-        That is among them where they are groups of sources that overlap.
+        `per_source` has the latter itself where it has groups of sources that overlap.
         """
         if not (self.is_writer and per_source):
             return
@@ -154,26 +153,26 @@ class RunLog:
             self.console.say(source_line(source, width, row))
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether the log that is gone on with ends with an evaluation after `step`; on all ranks.
+        """Whether the log to be continued ends with an evaluation after `step`.
 
-        All ranks call it. A run may have been stopped between a save and the evaluation after it.
+        All ranks call it. A run may have stopped between a save and the evaluation after it.
         """
         answer = [self.is_writer and self.evaluated_step == step]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
     def sync(self) -> None:
-        """Have the rows up to now on the disk: those of the steps that a checkpoint has done."""
+        """Flush rows to disk: those of the steps that a checkpoint contains."""
         if self.is_writer:
             self.file.sync()
 
     def note(self, text: str) -> None:
-        """A line for people: checkpoint saved, resumed from step N."""
+        """Log a line, such as "checkpoint saved"."""
         if self.is_writer:
             self.console.say(text)
 
     def close(self) -> None:
-        """Finish all files; the log cannot be written to afterwards."""
+        """Close all files; nothing can be reported afterwards."""
         if not self.is_writer:
             return
         self.file.close()
@@ -187,16 +186,16 @@ class RunLog:
         self.close()
 
     def _write(self, kind: str, row: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, **row}))  # a run that is killed keeps all steps
+        self.file.write(json.dumps({"kind": kind, **row}))  # a killed run keeps all steps
 
 
 def speed(
     config: Config, world_size: int, seconds: float, tokens: int | None = None
 ) -> dict[str, float]:
-    """How fast a step of `seconds` was: step_seconds, tokens_per_second, tflops_per_rank, mfu.
+    """The speed of a step of `seconds`: step_seconds, tokens_per_second, tflops_per_rank, mfu.
 
-    tokens: of the step, where they are not as many in every step.
-    tflops_per_rank counts the work that the model needs (`flops_per_token`), recomputation not
+    tokens: of the step, where steps differ.
+    tflops_per_rank counts the model's own work (`flops_per_token`), recomputation not
     included; mfu is its share of log.peak_tflops (PaLM, arXiv 2204.02311, appendix B).
     """
     tokens_per_second = (config.step_tokens if tokens is None else tokens) / seconds
@@ -218,7 +217,7 @@ def _together(results: list[HeldOut]) -> HeldOut:
 
 
 def _combine(results: list[TaskResult]) -> TaskResult:
-    """All tasks as if they were of one source."""
+    """The result of all tasks as if of one source."""
 
     def mean(name: str) -> float | None:
         known = [(getattr(r, name), r.answers) for r in results if getattr(r, name) is not None]
@@ -231,7 +230,7 @@ def _combine(results: list[TaskResult]) -> TaskResult:
 
 
 def combine(results: list[EvalResult]) -> EvalResult:
-    """All sources as if they were one text: loss weighted by tokens, bits per byte by bytes.
+    """The result of all sources as one text: loss weighted by tokens, bits per byte by bytes.
 
     The bytes of a source follow from its other numbers: nats / (ln 2 · bits per byte).
     """
@@ -247,7 +246,7 @@ def combine(results: list[EvalResult]) -> EvalResult:
 def drop_rows_after(path: Path, step: int) -> int:
     """Rewrite a metrics file, if there is one, without rows after `step` and without a torn end.
 
-    Step 0 is a run that starts afresh: no row of an earlier one stays. Returns the step of the last
+    Step 0 means a new run: no row of an earlier one stays. Returns the step of the last
     whole evaluation that stays, 0 without one.
     """
     evaluated = 0
@@ -258,7 +257,7 @@ def drop_rows_after(path: Path, step: int) -> int:
         for row in read_rows(path) if step else ():
             if row["step"] <= step:
                 file.write(json.dumps(row) + "\n")
-                if row.get("source") == ALL_SOURCES:  # it is written last
+                if row.get("source") == ALL_SOURCES:  # its row is written last
                     evaluated = row["step"]
         file.flush()
         os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""The rows of metrics.jsonl, as a run wrote them: `for row in read_rows(path)`.
+"""Reads the rows of metrics.jsonl: `for row in read_rows(path)`.
 
-What rows there are says `metrics.py`, which writes them. Nothing here imports torch.
+`metrics.py`, which writes them, describes the rows. Nothing here imports torch.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ class MetricsError(ConfigError):
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line that is not whole is left out.
+    """The rows of a metrics file, without an incomplete last line.
 
-    A run that is killed while it writes leaves such a line. MetricsError: another line is no row.
+    A run killed while writing leaves such a line. MetricsError: another line is no row.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):

@@ -1,10 +1,10 @@
-"""A model in one layout, to be read: teacher, reference, reward model, evaluation, generation.
+"""A model in one layout, for inference: teacher, reference, reward model, evaluation, generation.
 
     model = Model(config, layout)                  # fresh weights; convert/load.py fills them
     outputs = model.score(batch, log_probs)        # {"log_prob": [B, S], "log_z": [B, S]}
 
-`engine.py` trains one. A process may have several, each in a layout of its own:
-`ProcessGroups.make` has the process groups of a second one.
+`engine.py` trains one. A process may have several, each in its own layout:
+`ProcessGroups.make` makes the process groups of a second one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,41 +31,41 @@ from megatron_qwen3.parallel.mcore import (
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import Share, TokenBatch
 
-ANOTHER = "another data rank was given what cannot be computed: its own error says what"
-# Of a micro-batch on the last stage: what is trained, and what is reported of it.
+ANOTHER = "another data rank got a batch that cannot be computed: see that rank's own error"
+# On a micro-batch's last stage: the value to differentiate, and the report.
 Finish = Callable[[Tensor | LastStage, TokenBatch], tuple[Tensor, Any]]
 
 
 class Model:
     """A model and the ranks that hold it.
 
-    chunks: this rank's, one for each virtual pipeline stage; groups: of the model's ranks;
-    weights_version: marks texts with the weights that wrote them: updates that made these, or a
-    number above it, since it grows with every update and every weights that are loaded.
+    chunks: this rank's, one for each virtual pipeline stage; groups: process groups of the model;
+    weights_version: marks texts with the weights that wrote them. It is at least the number of
+    updates of the weights, and grows with every update and every load.
     """
 
     def __init__(self, config: Config, layout: Layout, groups: ProcessGroups | None = None) -> None:
-        """With fresh weights; without `groups` in the run's own layout."""
+        """With fresh weights. groups: None for the run's own."""
         self.config, self.layout = config, layout
         self.groups = groups or ProcessGroups.of_run()
         self.device = torch.device(torch.cuda.current_device())
         self.chunks = build(config, layout, self.groups)
         self.weights_version = 0
         self.replicas: list[Any] = []  # the chunks with gradients, where an engine trains them
-        # What the schedules call the token count; losses are normalised before they reach them.
+        # The schedules' token count; losses are normalised before they reach the schedules.
         self._one = torch.ones((), dtype=torch.int, device=self.device)
 
     @property
     def data_rank(self) -> int:
-        """Which of `layout.data` shares of a global batch this rank computes."""
+        """The number, below `layout.data`, of this rank's share of a global batch."""
         return int(self.groups.ranks.dp.rank())
 
     @torch.no_grad()
     def score(self, batch: TokenBatch, head: Head) -> Outputs:
         """The head's outputs of every position, on every rank of the data rank.
 
-        All data ranks call it with equally many sequences, one at least: they share experts.
-        ValueError, on all of them, before any pass, where one was given what cannot be computed.
+        All data ranks call it with equally many sequences, at least one, since they share experts.
+        ValueError, on all of them and before any pass, where one's batch cannot be computed.
         """
         with self.together():
             head.check(batch, self.config.model)
@@ -90,7 +90,7 @@ class Model:
         return {name: x[:rows] for name, x in outputs.items()}
 
     def share_of(self, micro: TokenBatch) -> Share | None:
-        """What this rank has of a micro-batch's rows; None where it has all of them."""
+        """This rank's share of a micro-batch's rows; None where it has them whole."""
         group, parallel = self.groups.ranks.cp, self.config.parallel
         if self.layout.context == 1:
             return None
@@ -109,7 +109,7 @@ class Model:
         return {name: share.whole(x, micro.length) for name, x in outputs.items()}
 
     def read(self, batch: TokenBatch) -> None:
-        """Let all layers see the batch, for what they note of it: no logits, no gradients."""
+        """Run all layers on the batch, for the statistics that they collect: no gradients."""
 
         def finish(output: Tensor | LastStage, _: TokenBatch) -> tuple[Tensor, None]:
             assert not isinstance(output, Tensor)
@@ -120,9 +120,9 @@ class Model:
     def run_schedule(
         self, modules: Sequence[Any], batch: TokenBatch, finish: Finish, forward_only: bool
     ) -> list[Any]:
-        """What `finish` reports of each micro-batch on the last pipeline stage; [] on the others.
+        """The reports of `finish` on each micro-batch, on the last pipeline stage; [] on others.
 
-        `modules`: the chunks, or what wraps them. The batch is `filled`.
+        modules: the chunks, or their wrappers. The batch must be `filled`.
         """
         size = self.config.train.micro_batch
         iterators = [batch.split(size) for _ in modules]
@@ -157,9 +157,9 @@ class Model:
         return reports
 
     def filled(self, batch: TokenBatch) -> TokenBatch:
-        """With padding at its end, if that is needed: the schedule takes multiples of rows.
+        """The batch with padding at its end if needed: the schedule takes multiples of rows.
 
-        ValueError where context or tensor ranks are to share rows that they do not divide.
+        ValueError where rows cannot be split among context or tensor ranks.
         """
         unit, settings = row_unit(self.config.parallel, self.config.fp8)
         if batch.length % unit:
@@ -172,7 +172,7 @@ class Model:
         return batch.padded_to(-(-batch.rows // unit) * unit)
 
     def count_update(self) -> None:
-        """The weights are others now."""
+        """Record that the weights have changed."""
         self.weights_version += 1
 
     def weights(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Model:
             }
 
     def template(self) -> dict[str, Any]:
-        """`weights` to be read into: of what is kept in FP8 new tensors, which `take_weights` casts
+        """`weights` to read into; for weights kept in FP8, new tensors that `take_weights` casts
         whole."""
         return {
             chunk: {name: _to_read_into(entry) for name, entry in entries.items()}
@@ -193,7 +193,7 @@ class Model:
         }
 
     def take_weights(self, weights: Mapping[str, Any]) -> None:
-        """Have these weights and buffers: the tensors of all that `weights` describes."""
+        """Load weights and buffers from tensors for all entries of `weights`."""
         for index, chunk in enumerate(self.chunks):
             chunk.load_state_dict(scaling.taken(chunk, weights[f"chunk{index}"]))
         self.count_update()
@@ -201,8 +201,8 @@ class Model:
     def synchronize(self) -> None:
         """Make the weights of every rank those of the last step.
 
-        With overlap each data rank updates its share, and the shares meet in the next forward
-        pass: whoever reads weights between two steps must call this first.
+        With overlap each data rank updates its share, and shares are gathered in the next forward
+        pass: code that reads weights between two steps must call this first.
         """
         for replica in self.replicas:
             if replica.ddp_config.overlap_param_gather:
@@ -210,16 +210,16 @@ class Model:
                 self.finish_fp8(replica)
 
     def finish_fp8(self, replica: Any) -> None:
-        """Make what backward passes read of weights in FP8 that of the gathered ones, which
-        megatron-core does only where the next forward pass gathers them."""
+        """Derive the backward passes' copy of FP8 weights from gathered ones; megatron-core does
+        that only where the next forward pass gathers them."""
         if low := [weight for weight in replica.parameters() if is_float8tensor(weight)]:
             post_all_gather_processing(low)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is raised within is raised on all data ranks: none is left waiting for another.
+        """An error raised within is raised on all data ranks, so that none waits for another.
 
-        Those that have no fault of their own raise ValueError. All data ranks enter.
+        Ranks without an error of their own raise ValueError. All data ranks enter.
         """
         fault: Exception | None = None
         try:
@@ -239,7 +239,7 @@ class Model:
         return x
 
     def gather_over_data(self, x: Tensor) -> Tensor:
-        """`x` of all data ranks, of one shape on each, one after the other along its first axis."""
+        """`x` of all data ranks, of equal shape, concatenated along the first axis."""
         every = x.new_empty((self.layout.data * len(x), *x.shape[1:]))
         dist.all_gather_into_tensor(every.view(-1), x.reshape(-1), group=self.groups.ranks.dp)
         return every
@@ -252,7 +252,7 @@ class Model:
         return bool(everywhere.item())
 
     def _evaluate(self, batch: TokenBatch, finish: Finish) -> list[Any]:
-        """What `finish` reports of micro-batches, on the last stage."""
+        """The reports of `finish` on micro-batches in evaluation mode, on the last stage."""
         was_training = self.chunks[0].training
         for chunk in self.chunks:
             chunk.eval()

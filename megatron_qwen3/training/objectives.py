@@ -1,9 +1,9 @@
-"""What a mode trains: named means of what a head says of each position.
+"""Objectives: named means, to train or to report, of a head's outputs at each position.
 
     objective = cross_entropy                    # or with_z_loss(1e-4)
     metrics = engine.train_step(batch, objective, rate)      # "loss" is the sum of its means
 
-Values are pure, in float32, without reduction or parallelism: the engine weighs them, adds them up
+Values are pure, in float32, without reduction or parallelism: the engine weights them, adds them up
 over micro-batches and ranks, and divides by counts that it knows before the first forward pass. So
 an objective may add a mean over tokens to one over sequences, and gradients stay plain sums.
 
@@ -27,7 +27,7 @@ _OF_ROUTERS = ("aux_loss", "aux_loss_last_step", "expert_balance", "idle_experts
 _OF_ROW = ("kind", "step", "tokens", "lr")
 _OF_SPEED = ("step_seconds", "tokens_per_second", "tflops_per_rank", "mfu")
 RESERVED: Final = frozenset((*_OF_STEP, *_OF_ROUTERS, *_OF_ROW, *_OF_SPEED))
-"""What stands in the row of a step beside an objective's means."""
+"""Other names in a step's row of metrics, which no mean may have."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Mean:
     """Σ weight · value / count over the global batch.
 
     weights: of a batch, float32, at least 0, [B, S] for values of positions or [B] for values of
-    rows; what has weight 0 is left out, even if it is NaN: its derivative must not be.
-    count: a constant above 0, else ValueError; None is the sum of the weights.
+    rows; values of weight 0 are left out, even NaN: only their derivative must be finite.
+    count: a constant above 0, else ValueError; None: the sum of the weights.
     """
 
     weights: Callable[[TokenBatch], Tensor]
@@ -47,7 +47,7 @@ class Mean:
             raise ValueError(f"a mean divides by count = {self.count}; valid: above 0")
 
     def of(self, batch: TokenBatch) -> Tensor:
-        """The weights of a batch: 0 in rows that fill a schedule, whatever they are made of."""
+        """The weights of a batch; 0 in rows that only fill the schedule."""
         weights = self.weights(batch)
         if batch.filling:
             weights = weights.clone()
@@ -65,15 +65,15 @@ def _weights_of_rows(batch: TokenBatch) -> Tensor:
 
 per_token = Mean(_weights_of_positions)
 per_sequence = Mean(_weights_of_rows)
-"""Over rows that have a trained position, each of weight 1."""
+"""A mean over rows with a trained position, each of weight 1."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """values: of each position [B, S] or row [B], by name, from the head's outputs;
-    losses: which of them are trained, one at least: their means add up to the loss;
-    metrics: which are only reported;
-    largest: of which the largest value is reported, at least 0, where the mean has a weight.
+    """values: computes named values of each position [B, S] or row [B] from the head's outputs;
+    losses: means to train, at least one: they add up to the loss;
+    metrics: means that are only reported;
+    largest: means of which only the largest value of nonzero weight is reported, at least 0.
 
     ValueError for a name that is given twice, or is RESERVED.
     """
@@ -92,7 +92,9 @@ class Objective:
         if twice := self.largest.keys() & self.means.keys():
             raise ValueError(f"{', '.join(sorted(twice))}: a mean, and a largest value")
         if taken := RESERVED & (self.means.keys() | self.largest.keys()):
-            raise ValueError(f"a mean is named {', '.join(sorted(taken))}, as what a step reports")
+            raise ValueError(
+                f"a mean is named {', '.join(sorted(taken))}, as another metric of a step"
+            )
 
     @property
     def means(self) -> dict[str, Mean]:
@@ -102,16 +104,16 @@ class Objective:
     def sums(self, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
         """Σ weight · value of each mean over a batch.
 
-        ValueError where a value is not there, or is not of the shape of its weights.
+        ValueError where a value is missing, or its shape differs from its weights'.
         """
         return self.sums_and_largest(outputs, batch)[0]
 
     def sums_and_largest(
         self, outputs: Outputs, batch: TokenBatch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`sums`, and of `largest` each value's largest, 0 where there is none."""
+        """`sums`, and each largest value of `largest`, 0 without any."""
         values, sums, largest = self.values(outputs, batch), {}, {}
-        # What has no weight may even be NaN.
+        # A value of weight 0 may even be NaN.
         for name, mean in self.means.items():
             value, weights = _weighed(values, name, mean, batch)
             sums[name] = torch.where(weights != 0, value * weights, 0.0).sum()
@@ -121,11 +123,11 @@ class Objective:
         return sums, largest
 
     def check(self, batch: TokenBatch) -> None:
-        """ValueError where the values are not of the shape of their weights, or a loss has no
-        gradient; on two rows, of zeros.
+        """ValueError where a value's shape differs from its weights', or a loss has no gradient;
+        tried on two rows of zeros.
 
-        A step asks before its first forward pass: a fault in the middle of a schedule would leave
-        other stages waiting.
+        A step calls it before its first forward pass: a fault within a schedule would leave other
+        stages waiting.
         """
         rows = next(batch.split(2))
         outputs = self.head.empty(rows.rows, rows.length, rows.tokens_BS.device)
@@ -137,7 +139,7 @@ class Objective:
                 raise ValueError(f"the objective's {name} has no gradient: no output is part of it")
 
     def weights_on_padding(self, batch: TokenBatch) -> Tensor:
-        """How many positions that are padding a loss has a weight for, float64."""
+        """Number of padded positions with a weight in a loss, float64."""
         weights = [mean.of(batch) for mean in self.losses.values()]
         is_trained = [x != 0 for x in weights if x.shape == batch.tokens_BS.shape]
         if batch.valid_BS is None or not is_trained:
@@ -147,7 +149,7 @@ class Objective:
 
 
 def _weighed(values: Values, name: str, mean: Mean, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """A value and its weights. ValueError where it is not there, or of another shape."""
+    """A value and its weights. ValueError where it is missing, or of another shape."""
     if name not in values:
         raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")
     value, weights = values[name], mean.of(batch)

@@ -1,7 +1,7 @@
 """AdamW through megatron-core's optimizers, and the learning rate of each step.
 
 optimizer = build_optimizer(config, chunks)
-norm = gradient_norm(optimizer).item()      # where it is sound:
+norm = gradient_norm(optimizer).item()      # if it is finite:
 update(optimizer, learning_rate(config, step), config.optim.clip_grad, norm)
 """
 
@@ -36,7 +36,7 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
             optimizer_config(config), chunks, use_gloo_process_groups=False
         )
     for group in optimizer.param_groups:
-        # megatron-core sets `wd_mult` 0 for vectors, and leaves the product to its own scheduler.
+        # megatron-core sets `wd_mult` 0 for vectors, and multiplies only in its own scheduler.
         group["weight_decay"] = config.optim.weight_decay * group["wd_mult"]
     for adam in _adams(optimizer):
         _fuse(adam)
@@ -54,7 +54,7 @@ def optimizer_config(config: Config) -> OptimizerConfig:
             "main_grads_dtype": types[optim.gradients],
             "exp_avg_dtype": types[optim.first_moment],
             "exp_avg_sq_dtype": types[optim.second_moment],
-            # A checkpoint has the float32 weights themselves, and not what bf16 leaves of them.
+            # A checkpoint has the whole float32 weights, not only the bits that bf16 lacks.
             "store_param_remainders": False,
         }
     return OptimizerConfig(
@@ -79,8 +79,8 @@ def optimizer_config(config: Config) -> OptimizerConfig:
 
 
 def described(optimizer: MegatronOptimizer) -> str:
-    """Whose AdamW takes the steps: torch's, apex's or Transformer Engine's, by its full name; of
-    several, where the host's memory has a share, each."""
+    """The full name of the AdamW in use: torch's, apex's or Transformer Engine's; all of them where
+    a part of the state is in the host's memory."""
     names = dict.fromkeys(map(_name, _updating(_parts(optimizer)[0].optimizer)))
     return " and ".join(names)
 
@@ -91,19 +91,19 @@ def _name(adam: torch.optim.Optimizer) -> str:
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    """Dense and expert parameters have an optimizer each; one without parameters is a stub."""
+    """The optimizers of dense and of expert parameters, without stubs that have no parameters."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
 
 
 def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.AdamW]:
-    """torch's AdamW inside; none where apex or Transformer Engine bring their own."""
+    """The torch AdamWs inside; empty where apex or Transformer Engine bring their own."""
     inner = [part.optimizer for part in _parts(optimizer)]
     return [adam for adam in inner if isinstance(adam, torch.optim.AdamW)]
 
 
 def _fuse(optimizer: torch.optim.AdamW) -> None:
-    """One pass over weights, gradients and moments: megatron-core asks torch for the slow loop."""
+    """Fuse the update into one pass; megatron-core selects torch's slow loop."""
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = True, False
 
@@ -111,8 +111,8 @@ def _fuse(optimizer: torch.optim.AdamW) -> None:
 class OwnedState(NamedTuple):
     """This rank's share of one parameter: its elements from `start` on, flattened.
 
-    tensors: the moments `exp_avg` and `exp_avg_sq`, and `fp32_param` where the weight that AdamW
-    updates is not the model's own. They are what the optimizer works on, not copies.
+    tensors: the moments `exp_avg` and `exp_avg_sq`, and `fp32_param` where AdamW updates another
+    tensor than the model's own weight. They are the optimizer's own tensors, not copies.
     """
 
     param: nn.Parameter
@@ -134,7 +134,7 @@ def owned_states(optimizer: MegatronOptimizer) -> Iterator[OwnedState]:
             if "exp_avg" not in state:
                 _allocate(adam, state, updated)
             tensors = {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
-            # Where AdamW is given the model's own weights, it keeps the float32 ones itself.
+            # An AdamW that gets the model's own weights keeps float32 copies itself.
             master = state.get("master_param", updated)
             if master.dtype != param.dtype:
                 tensors["fp32_param"] = master.detach()
@@ -142,14 +142,14 @@ def owned_states(optimizer: MegatronOptimizer) -> Iterator[OwnedState]:
 
 
 def _updating(adam: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """Those that take the steps: several where the host's memory has a share of the state."""
+    """The optimizers that take steps: several where the host holds a part of the state."""
     several: list[torch.optim.Optimizer] = getattr(adam, "sub_optimizers", [adam])
     return several
 
 
 def _updates(adam: torch.optim.Optimizer) -> dict[int, tuple[torch.optim.Optimizer, Tensor]]:
-    """By the id of each tensor that megatron-core gave AdamW: whose it is, and what it updates
-    for it, a copy where the host's memory has a share of the state."""
+    """For the id of each tensor that megatron-core gave AdamW: its optimizer, and the tensor
+    updated in its place, a copy where the host holds a part of the state."""
     outer = getattr(adam, "inner_param_to_orig_param", {})
     return {
         id(outer.get(updated, updated)): (one, updated)
@@ -160,7 +160,7 @@ def _updates(adam: torch.optim.Optimizer) -> dict[int, tuple[torch.optim.Optimiz
 
 
 def reload_weights(optimizer: MegatronOptimizer) -> None:
-    """Make the float32 weights those of the model, which were loaded behind AdamW's back."""
+    """Copy the model's weights, after a load, to AdamW's float32 weights."""
     optimizer.reload_model_params()
     for part in _parts(optimizer):
         for _, main, _ in _owned_params(part):
@@ -170,12 +170,12 @@ def reload_weights(optimizer: MegatronOptimizer) -> None:
 
 
 def state_tensors(optimizer: MegatronOptimizer) -> list[Tensor]:
-    """All that is in `owned_states`; AdamW's count of steps, a number each, is left out."""
+    """All tensors of `owned_states`, without AdamW's counts of steps, which are single numbers."""
     return [tensor for state in owned_states(optimizer) for tensor in state.tensors.values()]
 
 
 def _owned_params(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
-    """(parameter of the model, what AdamW updates for it, first element of it that this is)."""
+    """(model parameter, tensor that AdamW updates for it, its first element within it)."""
     if isinstance(part, DistributedOptimizer):
         for param, (group, index) in part.model_param_group_index_map.items():
             main = part.optimizer.param_groups[group]["params"][index]
@@ -193,7 +193,7 @@ def _owned_params(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tenso
 
 
 def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) -> None:
-    if hasattr(adam, "initialize_state"):  # Transformer Engine's, which knows its types
+    if hasattr(adam, "initialize_state"):  # Transformer Engine's, which has types of its own
         adam.initialize_state(main, False)
         return
     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(main), torch.zeros_like(main)
@@ -202,13 +202,13 @@ def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) 
 
 
 def recast(optimizer: MegatronOptimizer) -> None:
-    """Make the model's own weights, on the ranks that own them, those that AdamW updates."""
+    """Copy AdamW's float32 weights to the model's own, on the ranks that own them."""
     for part in _parts(optimizer):
         part._copy_main_params_to_model_params()
 
 
 def set_step(optimizer: MegatronOptimizer, step: int) -> None:
-    """Make `step` the number of updates that AdamW's bias correction counts from."""
+    """Set the number of past updates for AdamW's bias correction."""
     for adam in (one for part in _parts(optimizer) for one in _updating(part.optimizer)):
         for group in adam.param_groups:
             if not isinstance(adam, torch.optim.AdamW):
@@ -249,10 +249,10 @@ def _linear(progress: float) -> float:
 
 @torch.no_grad()
 def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
-    """Hand the reduced gradients to the optimizer; their norm over all ranks, float32 [].
+    """Give the reduced gradients to the optimizer; returns their norm over all ranks, float32 [].
 
-    Nothing waits for the device; megatron-core's own norm does, once per parameter where apex and
-    Transformer Engine are not there.
+    Does not wait for the device; megatron-core's own norm does, once per parameter without apex
+    or Transformer Engine.
     """
     optimizer.prepare_grads()
     squares: dict[Any, Tensor] = {}
@@ -268,7 +268,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
 
 
 def _counted_gradients(part: MegatronOptimizer) -> list[Tensor]:
-    """Those that the norm counts: what several ranks hold, one of them brings."""
+    """The gradients for the norm: of copies on several ranks, one counts."""
     new_name = "get_grads_for_grad_norm"  # of later releases than 0.16
     name = new_name if hasattr(part, new_name) else "get_main_grads_for_grad_norm"
     gradients: list[Tensor] = getattr(part, name)()
@@ -277,7 +277,7 @@ def _counted_gradients(part: MegatronOptimizer) -> list[Tensor]:
 
 @torch.no_grad()
 def update(optimizer: MegatronOptimizer, rate: float, clip_grad: float, norm: float) -> None:
-    """Clip the gradients, whose norm is `norm`, to `clip_grad` (0 = as they are); take one step."""
+    """Clip the gradients, whose norm is `norm`, to `clip_grad` (0: no clipping); take one step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     scale = clip_grad / (norm + 1e-6) if clip_grad else 1.0
@@ -288,7 +288,7 @@ def update(optimizer: MegatronOptimizer, rate: float, clip_grad: float, norm: fl
 
 
 def _gradients(part: MegatronOptimizer) -> list[Tensor]:
-    """Those that AdamW reads: of another type than the weights it is given, under another name."""
+    """The gradients that AdamW reads; under another name where their type is not the weights'."""
     apart = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
     grads = [getattr(p, "decoupled_grad" if apart else "grad", None) for p in part.get_parameters()]
     return [grad for grad in grads if grad is not None]

@@ -1,6 +1,6 @@
-"""Where a run begins: from its newest checkpoint, from another run's weights, or from its seed.
+"""Finds the start of a run: its newest checkpoint, another run's weights, or its seed.
 
-begins = check(config)                      # of every mode, before any rank starts
+begins = check(config)                      # in every mode, before any rank starts
 progress, told = load_origin(engine, config)
 prepare_folder(config, progress)            # one rank, before the first step
 """
@@ -20,24 +20,24 @@ from megatron_qwen3.training.progress import Progress
 
 
 class Beginning(NamedTuple):
-    """step: steps that the run has behind it, as its newest checkpoint says;
-    before: run folder and steps done of the stage that a fresh run goes on from, if it is one."""
+    """step: steps done, by the run's newest checkpoint; before: run folder and steps done of the
+    stage that a new run continues, if it does."""
 
     step: int
     before: tuple[Path, int] | None
 
 
 def check(config: Config) -> Beginning:
-    """Everything that can be wrong with the run folder and with what the run goes on from.
+    """Check the run folder and the weights that the run starts from.
 
-    ConfigError, before any rank starts. A checkpoint may prove damaged only when it is read: then
-    `Run.start.step` is another one than the beginning's.
+    ConfigError, before any rank starts. Damage may show only when a checkpoint is read: then
+    `Run.start.step` differs from the step found here.
     """
     folder.check_writable(config.run_dir)
     stop.check(config)
     boards.check(config)
     saved, before = checkpoint.newest(config.run_dir), None
-    if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
+    if config.checkpoint.init_from and not saved:  # a resumed run does not need it
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_same_model(config, source)
         source = source.resolve()  # "." has neither a name nor parents
@@ -55,7 +55,7 @@ def check(config: Config) -> Beginning:
 
 
 def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
-    """Load what the run goes on from: where it stands, and lines on where that is from."""
+    """Load the start of the run; returns its progress, and log lines on its source."""
     in_full = config.checkpoint.verify == "full"
     saved, told = checkpoint.newest_intact(config.run_dir, in_full)
     if saved:
@@ -80,21 +80,21 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
 
 
 def prepare_folder(config: Config, progress: Progress) -> None:
-    """What one rank writes into the run folder, and removes from it, before the first step.
+    """Write and clean the run folder before the first step, on one rank.
 
-    The settings there are those that it trains with: of a run that is done they stay.
+    It stores the run's settings; a finished run keeps its old ones.
     """
     config.run_dir.mkdir(parents=True, exist_ok=True)
     folder.clean(config.run_dir)
     for name in (LEFT_OUT_FILE, boards.ID_FILE) if not progress.step else ():
-        (config.run_dir / name).unlink(missing_ok=True)  # of another run
+        (config.run_dir / name).unlink(missing_ok=True)  # left by another run
     file = config.run_dir / folder.SETTINGS_FILE
     if progress.step < config.steps or not file.is_file():
         file.write_text(to_toml(config), encoding="utf-8")
 
 
 def _changes(config: Config, saved: Path, step: int) -> list[str]:
-    """What a run that goes on does otherwise than until now, as lines."""
+    """Settings that a resumed run changes, as log lines."""
     before = load_settings([saved / folder.SETTINGS_FILE])
     lines = [
         line

@@ -1,7 +1,7 @@
-"""Where a run stands, besides weights and optimizer: what a checkpoint's progress.json holds.
+"""A run's progress, besides weights and optimizer: the content of a checkpoint's progress.json.
 
-With seed and settings this is all: the learning rate, the data and every random number are
-functions of the step.
+With the seed and settings this determines the rest: learning rate, data and every random number
+are functions of the step.
 """
 
 import json
@@ -14,11 +14,11 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import parse_json, read_small
 
 FILE_NAME = "progress.json"
-_LONGEST_GAP = 1 << 20  # steps that a person may have left out at once
+_LONGEST_GAP = 1 << 20  # most steps that one entry may leave out
 
 
 class LeftOut(NamedTuple):
-    """Steps first … last, counted from 0, whose batches are not trained, and why."""
+    """Steps first … last, counted from 0, whose batches are left out, and the reason."""
 
     first: int
     last: int
@@ -31,7 +31,7 @@ def steps_of(left_out: Iterable[LeftOut]) -> set[int]:
 
 
 class Progress(NamedTuple):
-    """step: steps done, those left out included; recent: (loss, gradient norm) of the last ones."""
+    """step: steps done, with left-out ones; recent: (loss, gradient norm) of the last ones."""
 
     step: int = 0
     left_out: tuple[LeftOut, ...] = ()
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
     @property
     def updates(self) -> int:
-        """Updates that the optimizer has made."""
+        """Number of optimizer updates."""
         missing, counted = 0, 0
         for first, last, _ in sorted(self.left_out):
             begin, end = max(first, counted), min(last + 1, self.step)
@@ -48,14 +48,14 @@ class Progress(NamedTuple):
         return self.step - missing
 
     def to_json(self) -> str:
-        """Floats come back to the bit."""
+        """As JSON, from which floats are restored to the bit."""
         left_out = [entry._asdict() for entry in self.left_out]
         values = {"step": self.step, "left_out": left_out, "recent": self.recent}
         return json.dumps(values) + "\n"
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Progress":
-        """ConfigError where the file is not what `to_json` writes."""
+        """Read a checkpoint's. ConfigError where the file is damaged."""
         path = checkpoint / FILE_NAME
         try:
             values = parse_json(read_small(path))
@@ -70,7 +70,7 @@ class Progress(NamedTuple):
         except OSError as error:
             raise ConfigError(f"{shown(path)}: cannot be read ({error.strerror})") from None
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-            raise ConfigError(f"{shown(path)}: damaged, not where a run stood") from None
+            raise ConfigError(f"{shown(path)}: damaged, no progress of a run") from None
 
 
 def _count(value: Any) -> int:

@@ -1,12 +1,12 @@
-"""Batches read ahead: while a step is computed, the batch of the step after it is read.
+"""Reads batches ahead: while one step is computed, the next step's batch is read.
 
     with reader.of_arrays(read, config, engine.device) as batches:
         batch = batches.batch(step, then=next_step)
 
-data.loader says who reads: a thread, which is `BatchReader`, or DALI (`dali.py`). `read(step)` must
-say the same of a step whenever it is asked; what it raises is raised when the turn of its step
-comes, and not at all where that never does. For a GPU the thread's batches lie in pinned memory,
-from which `TokenBatch.to` copies without a wait.
+data.loader chooses the reader: a thread (`BatchReader`) or DALI (`dali.py`). `read(step)` must
+return the same for a step at any time; its errors are raised when the step's turn comes, and not at all
+for steps that are left out. For a GPU the thread's batches lie in pinned memory, from which
+`TokenBatch.to` copies without waiting.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from megatron_qwen3.training.graphs import CAPTURING
 
 
 def check(config: Config) -> None:
-    """ConfigError where what data.loader asks for is not here."""
+    """ConfigError where data.loader needs a package that is missing."""
     if config.data.loader == "dali":
         dali.check()
 
@@ -31,7 +31,7 @@ def check(config: Config) -> None:
 def of_arrays(
     read: Callable[[int], Arrays], config: Config, device: torch.device
 ) -> "BatchReader | dali.DaliReader":
-    """Who reads the batches of a run. read: picklable, as another process may be sent it."""
+    """The reader of a run's batches. read: picklable, since another process may call it."""
     if config.data.loader == "dali":
         return dali.DaliReader(read, config.steps, device)
     return BatchReader(lambda step: TokenBatch.of_arrays(read(step)), config.steps, device)
@@ -46,9 +46,9 @@ class BatchReader:
         self._ahead: tuple[int, Future[TokenBatch]] | None = None
 
     def batch(self, step: int, then: int) -> TokenBatch:
-        """The batch of `step`; that of step `then` begins to be read.
+        """The batch of `step`; starts to read that of step `then`.
 
-        It need not be the step that `then` said before: a step may have been left out since.
+        `step` may differ from the last `then`: steps may have been left out since.
         """
         ahead, self._ahead = self._ahead, None
         is_read = ahead is not None and ahead[0] == step
@@ -62,7 +62,7 @@ class BatchReader:
         batch = self._read(step)
         if self._device.type != "cuda":
             return batch
-        torch.cuda.set_device(self._device)  # a thread begins on GPU 0, and pinning asks a GPU
+        torch.cuda.set_device(self._device)  # a new thread is on GPU 0, and pinning uses a GPU
         with CAPTURING:
             return batch.pinned()
 

@@ -1,12 +1,12 @@
-"""Lines at the end of a file, also where its disk is full for a while.
+"""Appends lines to a file, even where its disk is full for a while.
 
-    rows = RowFile(path, tell)             # tell(text): says it to a person
-    rows.write('{"step": 1}')              # is in the file, or kept for the next time
-    rows.sync()                            # what was written is on the disk
+    rows = RowFile(path, tell)             # tell(text): logs a line
+    rows.write('{"step": 1}')              # appended, or kept for the next try
+    rows.sync()                            # flushes written lines to disk
     rows.close()
 
-A log must not end the run that it is about. What cannot be written is said once, kept in memory and
-tried again with every line; a line is in the file whole or not at all.
+A log must not end its run. A failure is reported once, the lines are kept in memory and tried again
+with every new line; a line is in the file whole or not at all.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from megatron_qwen3.storage.whole import sync
 
-_MOST_KEPT_BYTES = 64 << 20  # lines of days; after that the oldest are lost
+_MOST_KEPT_BYTES = 64 << 20  # lines of days; beyond that the oldest are lost
 
 
 class RowFile:
-    """Made at the start, where a file that cannot be opened still is an OSError."""
+    """A file of lines. OSError, on opening, where it cannot be written."""
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
         self.path, self.tell = path, tell
@@ -33,7 +33,7 @@ class RowFile:
         sync(path.parent)  # its name
 
     def write(self, line: str) -> None:
-        """Add a line, which has no newline."""
+        """Append a line, given without its newline."""
         self._kept.append(f"{line}\n".encode())
         self._kept_bytes += len(self._kept[-1])
         while self._kept_bytes > _MOST_KEPT_BYTES:
@@ -42,7 +42,7 @@ class RowFile:
         self._try_all()
 
     def sync(self) -> None:
-        """Have the lines that are in the file on the disk, if it can; any thread may ask."""
+        """Flush the file's lines to disk, if possible; from any thread."""
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
 
@@ -70,7 +70,7 @@ class RowFile:
             self._fails = False
 
     def _append(self, data: bytes) -> None:
-        """OSError where it does not fit; nothing of it is there then."""
+        """Append bytes whole. OSError where they do not fit; then none of them is in the file."""
         end = os.fstat(self._file.fileno()).st_size
         if self._file.write(data) != len(data):
             os.ftruncate(self._file.fileno(), end)

@@ -1,15 +1,15 @@
-"""What a mode's loop does around its steps: begin, log, judge, evaluate, save, stop.
+"""The work around the steps of every mode: start, log, judge, evaluate, save, stop.
 
     with Run(config, layout) as run:
-        for step in run.steps(evaluate):            # between two of them what is due happens
+        for step in run.steps(evaluate):            # evaluates and saves between steps when due
             try:
                 run.train(step, batch, objective)
             except BadBatch as error:
                 run.leave_out(step, f"{error}; {what_the_batch_was}")
     run.is_done
 
-All ranks do the same in the same order. A loop is plain code: it makes batches, chooses objectives,
-and may do what it likes in between.
+All ranks do the same in the same order. A mode's loop is plain code: it makes batches, chooses
+objectives, and may do any other work in between.
 """
 
 import time
@@ -38,26 +38,26 @@ from megatron_qwen3.training.origin import load_origin, prepare_folder
 from megatron_qwen3.training.progress import LeftOut, Progress
 from megatron_qwen3.training.stop import StopAsked, StopRequest
 
-_DIVERGED_NATS = 1.0  # by which the loss has risen within guard.window_steps
+_DIVERGED_NATS = 1.0  # rise of the loss within guard.window_steps that counts as divergence
 
 
 class EvaluationFailed(RuntimeError):
-    """An evaluation that cannot be made, told alike on all ranks."""
+    """An evaluation failed; raised alike on all ranks."""
 
 
-# Asked before each batch whether to go on; results by name, {} for none, None where it stopped.
+# Calls its argument before each batch: go on? Results by name, {} if none, None if it stopped.
 Evaluation = Callable[[Callable[[], bool]], Mapping[str, HeldOut] | None]
 
 
 class Run:
     """One execution of a stage on this rank.
 
-    start: where it begins; engine: with the weights from there.
+    start: its progress at the start; engine: with the weights of the start.
     """
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config = config
-        request = StopRequest(config)  # before anything that takes long
+        request = StopRequest(config)  # first, since the rest takes long
         self.engine = Engine(config, layout)
         self.start, self._origin = load_origin(self.engine, config)
         self._guard = Guard(config, self.start)
@@ -67,22 +67,22 @@ class Run:
         self.log = RunLog(config, layout, first_step=step, is_writer=is_writer)
         self._keeper = Keeper(self.engine, config, self.log, request, saved_step=step)
         self._step = step
-        self._began = self._updating = 0.0  # this step, and its update
+        self._began = self._updating = 0.0  # start times of this step, and of its update
         self._is_evaluated = True
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are behind it, the last evaluation too."""
+        """Whether all steps are done, and the last evaluation."""
         return self._step >= self.config.steps and self._is_evaluated
 
     @property
     def step(self) -> int:
-        """Steps that are behind it."""
+        """Number of steps done."""
         return self._step
 
     @property
     def left_out(self) -> list[LeftOut]:
-        """The steps that are not trained."""
+        """The steps that are left out."""
         return self._guard.left_out
 
     def next_step(self, step: int) -> int:
@@ -90,10 +90,10 @@ class Run:
         return self._guard.next_step(step)
 
     def steps(self, evaluate: Evaluation) -> Iterator[int]:
-        """Steps to train, counted from 0; after each, evaluation and save where they are due.
+        """Yields steps to train, counted from 0; after each, evaluates and saves where due.
 
-        Ends after the last one, or on a request to stop, saved. EvaluationFailed, SaveFailed: it
-        stopped, and a person must look.
+        Ends after the last step, or after saving on a request to stop. EvaluationFailed,
+        SaveFailed: the run stopped and needs a person to look.
         """
         settings, stops = self.config, False
         if self._step and _due(self._step, settings.eval.every_steps):
@@ -128,10 +128,9 @@ class Run:
         tokens: int,
         step_tokens: int | None = None,
     ) -> dict[str, float]:
-        """Take a step, after which the run has trained `tokens`, and log it: the step's metrics.
+        """Take a step, after which the run has trained `tokens`, and log it; returns its metrics.
 
-        step_tokens: of this step, where they are not as many in all steps. BadBatch: it was not
-        taken, on any rank.
+        step_tokens: of this step, where steps differ. BadBatch: no rank took it.
         """
         rate = learning_rate(self.config, step)
         runtime.seed(self.config.run.seed + step)
@@ -139,7 +138,7 @@ class Run:
             metrics = self.engine.train_step(batch, objective, rate, self._guard.limits())
             torch.cuda.synchronize()  # a GPU's update belongs to the time of its step
         except BadBatch:
-            self._keeper.settle()  # what is being saved is what the run may go back to
+            self._keeper.settle()  # the run may go back to the checkpoint that is being saved
             raise
         self._guard.accept(metrics)
         metrics["tokens"] = tokens
@@ -150,17 +149,18 @@ class Run:
         return metrics
 
     def beat(self, at: str) -> None:
-        """Something long between two steps goes on, is at `at`, and does not hang."""
+        """Sign of life of long work between two steps, which has reached `at`."""
         self._keeper.heartbeat.beat(at)
 
     def go_on(self, at: str) -> None:
-        """As `beat`, called on all ranks alike. StopAsked, on all of them, where the run is to stop
-        now: the step is given up, and made anew when the run goes on."""
+        """As `beat`, called on all ranks alike. StopAsked, on all of them, if the run must stop
+        now: the step is abandoned, and repeated when the run resumes."""
         self._keeper.go_on(at)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Around the steps: one that StopAsked ends is undone, and what was before it saved."""
+        """Context of the steps: one that StopAsked ends is undone, and the state before it
+        saved."""
         try:
             yield
         except StopAsked as asked:
@@ -169,12 +169,12 @@ class Run:
             self._keeper.finish(self._progress())
 
     def waiting(self) -> AbstractContextManager[None]:
-        """While this rank loads a model, or waits for what has limits of its own: nothing that
-        takes as long as that is a hang."""
+        """Context for loading a model, or for waits with limits of their own: the hang limit does
+        not apply."""
         return self._keeper.heartbeat.paused()
 
     def leave_out(self, step: int, reason: str) -> None:
-        """Do with a bad batch what guard.bad_batch says, on all ranks. BadBatch: stop."""
+        """Handle a bad batch by guard.bad_batch, on all ranks. BadBatch: stop."""
         reason = f"step {step + 1}: {reason}; {last_saved(self.config.run_dir)}"
         first, back = step, ""
         action = self.config.guard.bad_batch
@@ -189,7 +189,7 @@ class Run:
         self.log.note(f"left out: {reason}{back}; the run goes on with step {step + 2}{unwritten}")
 
     def _roll_back(self, reason: str) -> tuple[int, Path]:
-        """Load the newest checkpoint, one that is being saved included: its step, and where."""
+        """Load the newest checkpoint, even one still being saved; returns its step and path."""
         self._keeper.settle()
         saved, _ = checkpoint.newest_intact(self.config.run_dir, in_full=False)
         if not saved:
@@ -203,14 +203,14 @@ class Run:
         return self._guard.progress(self._step)
 
     def _evaluate_once(self, evaluate: Evaluation) -> bool:
-        """Unless this step was evaluated before the run was stopped; whether it happened."""
+        """Evaluate, unless this step was evaluated before a stop; returns whether it did."""
         is_missing = not self.log.has_evaluated(self._step)
         if is_missing:
             self._evaluate(evaluate)
         return is_missing
 
     def _evaluate(self, evaluate: Evaluation) -> None:
-        """The step is saved before the last evaluation, and where an evaluation fails."""
+        """Evaluate; saves first before the last evaluation, and where an evaluation fails."""
         keeper, step = self._keeper, self._step
         try:
             results = evaluate(keeper.goes_on)
@@ -244,7 +244,7 @@ class Run:
 
 
 def last_saved(run_dir: Path) -> str:
-    """The newest checkpoint, and whether it is one to go on from."""
+    """The newest checkpoint, in words, and whether the run had diverged before it."""
     saved = [c for c in checkpoint.checkpoints(run_dir) if not manifest.faults(c)]
     if not saved:
         return "nothing was saved yet"

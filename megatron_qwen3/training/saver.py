@@ -1,17 +1,17 @@
-"""Save checkpoints while the run goes on.
+"""Saves checkpoints while training goes on.
 
     saver = Saver(engine, config)
     saver.start(Progress(step))             # copies to host memory, and returns
     saver.observe(states_of_all_ranks)      # between steps, with every rank's `saver.state`
-    saver.wait(alive)                       # until what was started is whole, or has failed
+    saver.wait(alive)                       # until the started save is whole, or has failed
 
-A save stops the training for one copy of the rank's share into host memory that is kept for the
-next time. A thread then writes it, at low priority; writing and checksums leave Python's lock
-alone. When every rank's part is on the disk the first rank writes the table, the manifest, and
-renames the folder: until then nothing takes it for a checkpoint. Ranks tell each other by one small
-number per step (`state`), so no rank waits for another. Who waits hears of the bytes that are
-written anywhere: a slow disk is no hang. A save that fails leaves the run going and all older
-checkpoints as they were.
+A save stops training for one copy of the rank's share into host memory, which is reused for the
+next save. A thread then writes it, at low priority; writing and checksums release Python's lock.
+When every rank's part is on disk the first rank writes the table and the manifest, and renames the
+folder: before that no reader takes it for a checkpoint. Ranks tell each other their `state`, one
+small number per step, so no rank waits for another. A waiting caller hears of bytes written by any
+rank: a slow disk is no hang. A failed save leaves the run going and all older checkpoints as they
+were.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
 IDLE, WRITING, WRITTEN, PUBLISHED, FAILED = range(5)
-_NICE = 10  # of the thread that writes: steps go first
+_NICE = 10  # niceness of the writing thread: steps go first
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written; the text says on which rank, why and what is left."""
+    """A checkpoint could not be written; the text has the rank, the reason and what is left."""
 
 
 class Saver:
     """Writes one checkpoint of an engine at a time. Every rank has one and calls it alike.
 
-    sync_log: called before a checkpoint counts; has what the run reported until then on the disk.
+    sync_log: called before a checkpoint counts; flushes the run's reports up to it to disk.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Saver:
         self._progress = Progress()
 
     def start(self, progress: Progress) -> None:
-        """Begin to save the state that the engine has now. Nothing else may be under way."""
+        """Start to save the engine's present state. No other save may be running."""
         assert self.state == IDLE, "one save at a time"
         if not self._parts:
             self._parts = shards.owned(self.engine)
-        # What a module calls its extra state, FP8's scales for one, is made anew at each asking.
+        # A module's extra state, such as FP8's scales, is made anew at each request.
         self._objects = {k: torch_dist.packed(v) for k, v in shards.objects(self.engine).items()}
         tensors = [part.tensor for part in self._parts]
         if self.config.checkpoint.asynchronous:
@@ -84,7 +84,7 @@ class Saver:
         self._thread.start()
 
     def observe(self, states: Sequence[int]) -> Path | None:
-        """Take note of every rank's `state`, in rank order; the checkpoint, once it is whole.
+        """Take in every rank's `state`, in rank order; returns the checkpoint once it is whole.
 
         SaveFailed on every rank where one could not write.
         """
@@ -100,9 +100,9 @@ class Saver:
         return None
 
     def wait(self, alive: Callable[[str], None]) -> Path | None:
-        """Observe until nothing is under way; the checkpoint that was. SaveFailed as `observe`.
+        """Observe until no save is running; returns its checkpoint. SaveFailed as `observe`.
 
-        `alive` is told whenever some rank has written more, or gone on to the next state.
+        alive: called whenever some rank has written more, or reached the next state.
         """
         before: tuple[list[int], int] = ([], 0)
         while self.state != IDLE:
@@ -116,7 +116,7 @@ class Saver:
         return None
 
     def _states(self) -> tuple[list[int], int]:
-        """Every rank's state, in rank order, and what all have written, in bytes."""
+        """Every rank's state, in rank order, and the number of bytes written by all."""
         mine = torch.tensor([self.state, self._written_bytes], device=self.engine.device)
         everyone = mine.new_empty(2 * dist.get_world_size())
         dist.all_gather_into_tensor(everyone, mine)
@@ -124,7 +124,7 @@ class Saver:
         return states, sum(written)
 
     def _copy(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The same values in host memory, which is allocated once and pinned where that helps."""
+        """The same values in host memory, allocated once, and pinned where that helps."""
         if not self._copies:
             sizes = [-(-tensor.nbytes // 64) * 64 for tensor in tensors]
             whole = memory.host_copy(sum(sizes))
@@ -155,7 +155,7 @@ class Saver:
             self.state = FAILED
 
     def _write(self, partial: Path, tensors: list[Tensor]) -> None:
-        """This rank's file, and what is in it as a small file for the first rank."""
+        """Write this rank's file, and its table of content as a small file for the first rank."""
         make(partial)
         rank = dist.get_rank()
         with torch_dist.ChunkFile(partial / f"__{rank}_0.distcp") as file:
@@ -168,7 +168,7 @@ class Saver:
         write_durably(partial / _rows_file(rank), text)
 
     def _publish(self, partial: Path) -> None:
-        """Make one checkpoint of the parts of all ranks."""
+        """Make the parts of all ranks one checkpoint."""
         rows: list[ArchiveEntry] = []
         seals: dict[str, Seal] = {}
         for rank in range(dist.get_world_size()):
@@ -182,15 +182,16 @@ class Saver:
         seals |= {name: manifest.seal(partial / name) for name in names}
         manifest.write(partial, seals)
         if faults := manifest.faults(partial):
-            raise OSError("what was written is not what is there: " + "; ".join(faults[:3]))
+            raise OSError("files differ from what was written: " + "; ".join(faults[:3]))
         self.sync_log()
         folder.publish(partial)
         kept = self.config.checkpoint
-        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again next time
+        with contextlib.suppress(OSError):  # tried again after the next save
             folder.retain(self.config.run_dir, kept.keep, kept.keep_every_steps)
 
     def _give_up(self) -> None:
-        """Remove what was written, on every rank at the same time, and say why."""
+        """Remove the files of a failed save, on every rank at the same time, and raise
+        SaveFailed."""
         errors = [""] * dist.get_world_size()
         if self.state != FAILED:
             self._error = " "  # tells the first rank's thread, if it waits, that all is lost
@@ -226,7 +227,7 @@ def save(engine: Engine, config: Config, step: int) -> Path:
 
 
 def _step_back() -> None:
-    """Lower the priority of this thread alone; one that is lower already may not be raised."""
+    """Lower this thread's priority; a lower one is left, since it may not be raised."""
     thread = threading.get_native_id()
     if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
         with contextlib.suppress(OSError):  # some sandboxes forbid it; a save matters more

@@ -1,14 +1,14 @@
-"""What this rank saves of model and optimizer, as parts of the checkpoint's tensors.
+"""The parts of model and optimizer that this rank saves, as chunks of the checkpoint's tensors.
 
-    for part in owned(engine): ...                     # part.place, part.tensor: to be written
+    for part in owned(engine): ...                     # write part.tensor at part.place
     for key, value in objects(engine).items(): ...     # extra state, made anew at each call
     template = optimizer_template(engine)              # `storage/load.py` reads into these in place
 
 The distributed optimizer (ZeRO-1) keeps a range of each flattened parameter. megatron-core writes
-that either by gathering the whole state on every data rank, or in a form that only the same layout
-can read. Here a range becomes the few rectangles of the parameter that it is made of, and torch's
-format stores rectangles: every rank writes what it owns, weights as well, nothing is sent, and any
-layout reads it.
+it either by gathering the whole state on every data rank, or in a form that only the same layout
+can read. Here a range is split into the few rectangles of the parameter that it covers, and torch's
+format stores rectangles: every rank writes its own part, weights as well, nothing is sent, and any
+layout can read it.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ Index = tuple[int, ...]
 
 
 class TensorChunk(NamedTuple):
-    """A chunk of a checkpoint's tensor; `tensor` is a view of what is trained."""
+    """A chunk of a checkpoint's tensor; `tensor` is a view of the trained tensor."""
 
     place: ChunkPlace
     tensor: Tensor
@@ -59,10 +59,10 @@ def owned(engine: Engine) -> list[TensorChunk]:
 
 
 def objects(engine: Engine) -> dict[str, list[object]]:
-    """By key, the modules' extra state that this rank saves, as it is now.
+    """By key, the modules' present extra state that this rank saves.
 
-    Modules of Transformer Engine that keep no state say so by a tensor without elements, one for
-    each expert: nothing is saved for them.
+    Modules of Transformer Engine without such state return a tensor without elements, one for each
+    expert: nothing is saved for them.
     """
     entries = chain.from_iterable(chunk.values() for chunk in engine.model.weights().values())
     return {
@@ -75,20 +75,20 @@ def objects(engine: Engine) -> dict[str, list[object]]:
 
 
 def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:
-    """What this rank needs of the optimizer's state; loading fills the state itself."""
+    """The optimizer state that this rank needs; loading fills the state in place."""
     return _template(engine, _OPTIMIZER, without="")
 
 
 def master_template(engine: Engine) -> dict[str, ShardedTensor]:
-    """The float32 weights that this rank updates, by the weights' own keys.
+    """The float32 weights that this rank updates, by the weights' own keys; loading fills them.
 
-    {} where they are the model's own; loading fills them.
+    {} where they are the model's own.
     """
     return _template(engine, MASTER, without=MASTER)
 
 
 def _template(engine: Engine, beginning: str, without: str) -> dict[str, ShardedTensor]:
-    """The parts of the optimizer's state whose key has this beginning; `without` is cut off it."""
+    """The parts of the optimizer's state with this beginning of the key, less `without`."""
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     parts = [
         part
@@ -114,16 +114,16 @@ def _template(engine: Engine, beginning: str, without: str) -> dict[str, Sharded
 
 
 _OPTIMIZER = "optimizer.state."
-MASTER = f"{_OPTIMIZER}fp32_param."  # before the key of the weight
+MASTER = f"{_OPTIMIZER}fp32_param."  # prefix of a weight's key
 
 
 def _parts_of_range(
     entry: ShardedTensor | ShardedTensorFactory, state: optim.OwnedState
 ) -> Iterator[TensorChunk]:
-    """The parts of a weight, and of its optimizer state, that a range of it is made of."""
+    """The parts of a weight, and of its optimizer state, that a range of it covers."""
     param = state.param.detach()
     stop = state.start + (state.numel if state.tensors else param.numel())
-    if is_float8tensor(param):  # what a run in bf16 has
+    if is_float8tensor(param):  # save bf16, as a bf16 run does
         flat = {"": state.tensors["fp32_param"].view(-1).to(param.dtype)}
     else:
         flat = {"": param.view(-1)[state.start : stop]}
@@ -141,7 +141,7 @@ def _parts_of_range(
 def _overlap(
     prefix: str, shard: ShardedTensor, first: Index, low: Index, values: Tensor
 ) -> Iterator[TensorChunk]:
-    """What `values`, from `low` on in the parameter, has of a shard that begins at `first`."""
+    """The part of `values`, which begin at `low` in the parameter, within a shard at `first`."""
     begin = tuple(map(max, first, low))
     ends = zip(first, shard.local_shape, low, values.shape, strict=True)
     end = tuple(min(f + length, at + have) for f, length, at, have in ends)
@@ -157,7 +157,7 @@ def _overlap(
 
 
 def rectangles(shape: Index, start: int, stop: int) -> Iterator[tuple[Index, Index]]:
-    """(first index, shape) of the rectangles, in order, that elements [start, stop) make up.
+    """(first index, shape) of the rectangles, in order, that cover elements [start, stop).
 
     Elements are counted in row-major order; A axes give at most 2·A - 1 rectangles.
     """
@@ -179,7 +179,7 @@ def rectangles(shape: Index, start: int, stop: int) -> Iterator[tuple[Index, Ind
 
 
 def _split(part: TensorChunk) -> Iterator[TensorChunk]:
-    """Chunks that are not too large to be read for a part of them."""
+    """Chunks small enough to be read when only a part of one is needed."""
     (key, whole, offsets), tensor, replica = part
     if tensor.nbytes <= CHUNK_BYTES:
         yield part

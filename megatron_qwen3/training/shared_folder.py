@@ -1,9 +1,9 @@
-"""Whether all ranks see one run folder: asked before the first step, of the file system itself.
+"""Checks before the first step that all ranks see the same run folder.
 
     check_shared(config.run_dir)           # on all ranks
 
-A run.dir on nodes' own disks would train to the end and fail in every save: the first rank finds
-no parts of the others.
+With a run.dir on each node's own disk a run would train to the end and fail in every save, as the
+first rank would not find the others' parts.
 """
 
 import os
@@ -17,12 +17,12 @@ import torch.distributed as dist
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.storage.manifest import write_durably
 
-PATIENCE_SECONDS = 60.0  # for what another node has just written; NFS keeps names half a minute
+PATIENCE_SECONDS = 60.0  # for another node's new file; NFS caches names for half a minute
 _SHOWN = 8  # hosts
 
 
 def check_shared(run_dir: Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Make the folder; ConfigError on all ranks where one does not see what the first writes."""
+    """Make the folder; ConfigError on all ranks where one does not see the first rank's file."""
     token = [secrets.token_hex(8), socket.gethostname(), ""]
     is_first = dist.get_rank() == 0
     if is_first:
@@ -50,7 +50,7 @@ def _path(run_dir: Path, token: str) -> Path:
 
 
 def _written(run_dir: Path, token: str) -> str:
-    """Leave the token in the folder; what went wrong, or ""."""
+    """Write the token into the folder; returns the error, or ""."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_durably(_path(run_dir, token), token)
@@ -66,7 +66,7 @@ def _is_seen(run_dir: Path, token: str, patience_seconds: float) -> bool:
             if _path(run_dir, token).read_text(encoding="utf-8") == token:
                 return os.access(run_dir, os.W_OK | os.X_OK)
         except (OSError, UnicodeDecodeError):
-            pass  # not there yet, or never
+            pass  # not visible yet, or never
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

@@ -1,15 +1,15 @@
-"""When a run is to stop early, save, and be continued: a signal, or the end of its time.
+"""Requests to stop a run early, with a save, to be continued: by a signal or a time limit.
 
-    check(config)                              # before any rank starts: is there time at all?
+    check(config)                              # before any rank starts: is there enough time?
     request = StopRequest(config)
-    reason = request.reason(step_seconds)      # between steps: why this rank would stop, or 0
+    reason = request.reason(step_seconds)      # between steps: this rank's reason to stop, or 0
 
-SIGUSR1, SIGTERM, SIGINT and SIGHUP ask for it, unless they were ignored when the run began (nohup),
-as does the time limit: run.time_limit_minutes after the start, or SLURM's end of the job. Ranks
-hear of it at different moments; `watch.roll_call` makes them stop after the same step. The program
-then ends with status CONTINUE. A second SIGTERM, SIGINT or SIGHUP ends the process at once, without
-a save, when it comes AT_ONCE_SECONDS or more after the first: SLURM, torchrun and terminals deliver
-one wish twice within moments.
+SIGUSR1, SIGTERM, SIGINT and SIGHUP request a stop, unless they were ignored when the run began
+(nohup), as does the time limit: run.time_limit_minutes after the start, or the end of the SLURM
+job. Ranks notice at different moments; `watch.roll_call` makes them stop after the same step. The
+program then ends with status CONTINUE. A second SIGTERM, SIGINT or SIGHUP ends the process at once,
+without a save, when it comes AT_ONCE_SECONDS or more after the first: SLURM, torchrun and terminals
+deliver one request twice within moments.
 """
 
 import os
@@ -31,11 +31,11 @@ _URGENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopAsked(Exception):
-    """A stop was asked for in the middle of a step, which is given up; raised on all ranks."""
+    """A stop was requested within a step, which is abandoned; raised on all ranks."""
 
 
 def check(config: Config) -> None:
-    """ConfigError where the job ends before a run could do more than save."""
+    """ConfigError where the job would end before the run could do more than save."""
     began, ends = _slurm_seconds("SLURM_JOB_START_TIME"), _slurm_seconds("SLURM_JOB_END_TIME")
     margin = config.run.stop_early_seconds
     if began and ends and ends - began <= margin:
@@ -46,7 +46,7 @@ def check(config: Config) -> None:
 
 
 class StopRequest:
-    """Listens from its making on, in the main thread alone."""
+    """Listens from its creation on; to be made in the main thread."""
 
     def __init__(self, config: Config) -> None:
         self._signalled = 0
@@ -59,7 +59,7 @@ class StopRequest:
             self._listen()
 
     def reason(self, step_seconds: float) -> int:
-        """Which of the reasons there is now, 0 for none; one more step would take that long."""
+        """The present reason to stop, 0 for none. step_seconds: of one more step."""
         if self._signalled:
             return self._signalled
         late = self._end is not None and (
@@ -71,8 +71,8 @@ class StopRequest:
         for number in (signal.SIGUSR1, *_URGENT):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._hear)
-        # Python runs `_hear` when the main thread is back from torch, which may never happen; a
-        # second signal must end also a process that hangs there.
+        # Python runs `_hear` only when the main thread returns from torch, which may never happen;
+        # a second signal must end even a process that hangs there.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -86,7 +86,7 @@ class StopRequest:
 def _end_at_second(reader: int, end: Callable[[int], object]) -> None:
     """Call `end` at the first urgent signal AT_ONCE_SECONDS or more after the first of all.
 
-    `reader` gives the number of every signal as a byte.
+    reader: yields the number of every signal as a byte.
     """
     first = None
     while number := os.read(reader, 1):
@@ -98,7 +98,7 @@ def _end_at_second(reader: int, end: Callable[[int], object]) -> None:
 
 
 def end_now(number: int) -> NoReturn:
-    """End this process, as the signal would have, and give a terminal its cursor back."""
+    """End this process as the signal would have, and restore the terminal's cursor."""
     try:
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         sys.stderr.write(
@@ -110,14 +110,14 @@ def end_now(number: int) -> NoReturn:
 
 
 def told(reason: int) -> str:
-    """A reason for people."""
+    """A reason in words."""
     if os.environ.get("TORCHELASTIC_RUN_ID") and _REASONS[reason] in {s.name for s in _URGENT}:
         return f"{_REASONS[reason]} (torchrun kills the ranks {_TORCHRUN_SECONDS} s after it)"
     return _REASONS[reason]
 
 
 def _slurm_seconds(variable: str) -> float | None:
-    """A time that SLURM tells, in seconds; None where it tells none."""
+    """A time from SLURM's environment, in seconds; None without one."""
     text = os.environ.get(variable, "").strip()
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Whether data.tokenizer is that of the model and of the data: asked before any rank starts."""
+"""Checks, before any rank starts, that data.tokenizer fits the model and the data."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def check_size(config: Config) -> int:
 
 
 def check_is_of(config: Config, data: str, sha256: str, path: str = "") -> None:
-    """ConfigError where data.tokenizer is another than the one that `data` was made with.
+    """ConfigError where data.tokenizer is not the tokenizer that `data` was made with.
 
-    data: as "data.curriculum = x.json"; sha256: of that one's tokenizer.json, "" where it is not
-    known; path: where it lay.
+    data: such as "data.curriculum = x.json"; sha256: of its tokenizer.json, "" if unknown; path: of
+    that file.
     """
     if not config.data.tokenizer or not sha256:
         return

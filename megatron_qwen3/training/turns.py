@@ -1,12 +1,12 @@
-"""Tensors that take turns in the device's memory: a teacher's weights, a student's optimizer.
+"""Tensors that leave the device's memory in turn: a teacher's weights, a student's optimizer.
 
     optimizer = DeviceTurn(lambda: state_tensors(engine.optimizer))
-    optimizer.leave()                 # to the host's memory; the device's is free
+    optimizer.leave()                 # moves to the host and frees the device's memory
     ...
-    optimizer.come()                  # the same tensors, of the same bits
+    optimizer.come()                  # the same tensors, with the same bits
 
-A storage is emptied and filled again, so that every view of it and everything that knows one of
-the tensors stays what it was.
+A storage is emptied and filled again in place, so that every view of it and every reference to its
+tensors stays valid.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class DeviceTurn:
-    """tensors: what takes the turn; asked each time it leaves, since optimizers add state late."""
+    """tensors: gives those that move; called at each `leave`, as optimizers add state late."""
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:
         self._tensors = tensors
@@ -31,7 +31,7 @@ class DeviceTurn:
         assert not self.is_away, "it has left already"
         storages = {}
         for tensor in self._tensors():
-            if not tensor.untyped_storage().resizable():  # as of what numpy has read from a file
+            if not tensor.untyped_storage().resizable():  # such as numpy's, read from a file
                 tensor.data = tensor.detach().clone()
             storage = tensor.untyped_storage()
             storages[storage._cdata] = storage
@@ -41,7 +41,7 @@ class DeviceTurn:
                 storage.resize_(0)
 
     def come(self) -> None:
-        """Have the tensors back where they were."""
+        """Move the tensors back."""
         for storage, kept in self._kept:
             storage.resize_(len(kept))
             _bytes_of(storage).copy_(kept)

@@ -1,13 +1,13 @@
-"""What ranks tell each other after every step, and which of them are slow.
+"""Exchanges small values between ranks after every step, and finds slow ranks.
 
     roll = watch.roll_call(reason_to_stop, saver.state, engine.clock.seconds())
     if told := watch.slow_ranks(roll.busy_seconds): ...
 
-One small gather per step answers all questions on which ranks must agree. A rank's busy seconds are
-those of its forward and backward passes, which megatron-core's schedules time: waiting for other
-stages and replicas is not in them, waiting for ranks that share rows or matrices is. So a slow rank
-stands out although all ranks take equally long for a step; of a group of tensor or context ranks
-all do.
+One small gather per step carries everything on which ranks must agree. A rank's busy seconds are
+those of its forward and backward passes, timed by megatron-core's schedules: they exclude waiting
+for other stages and replicas, and include waiting for ranks that share rows or matrices. So a slow
+rank stands out although all ranks take equally long for a step; in a group of tensor or context
+ranks, all of them do.
 """
 
 import socket
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 
 class Roll(NamedTuple):
-    """The answers of all ranks, in rank order. stop: the largest reason to stop; 0 is none."""
+    """The values of all ranks, in rank order. stop: the largest reason to stop; 0: none."""
 
     stop: int
     saves: list[int]
@@ -28,10 +28,10 @@ class Roll(NamedTuple):
 
 
 class Watch:
-    """Every rank has one.
+    """One per rank.
 
-    hosts: of the ranks, in order, which are split evenly over `stages` pipeline stages;
-    slow_rank: how many times the median is slow, 0 looks at none; steps: that it is judged by.
+    hosts: of the ranks, in order, split evenly over `stages` pipeline stages; slow_rank: how many
+    times the median counts as slow, 0 turns this off; steps: over which ranks are judged.
     """
 
     def __init__(self, hosts: list[str], stages: int, slow_rank: float, steps: int = 20) -> None:
@@ -39,7 +39,7 @@ class Watch:
         self._recent: deque[list[float]] = deque(maxlen=steps)
 
     def roll_call(self, stop: int, save: int, busy_seconds: float) -> Roll:
-        """Every rank's answers, on every rank."""
+        """Every rank's values, on every rank."""
         device = torch.cuda.current_device()
         mine = torch.tensor([stop, save, busy_seconds], dtype=torch.float32, device=device)
         everyone = mine.new_empty(len(self.hosts) * 3)
@@ -48,7 +48,7 @@ class Watch:
         return Roll(int(max(stops)), [int(save) for save in saves], seconds)
 
     def slow_ranks(self, busy_seconds: list[float]) -> str:
-        """Take note of a step. Every `steps` steps: the ranks that were slow, or ""."""
+        """Record a step. Every `steps` steps, a line on slow ranks, else ""."""
         self._recent.append(busy_seconds)
         if len(self._recent) < (self._recent.maxlen or 0) or not self.slow_rank:
             return ""

@@ -1,4 +1,4 @@
-"""What the Dockerfile and the Apptainer definition say, for tests to compare and to carry out."""
+"""Reads the Dockerfile and the Apptainer definition, for tests to compare and to carry out."""
 
 import re
 import shutil

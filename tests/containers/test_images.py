@@ -19,7 +19,7 @@ PINS = pinned(FOLDER / "constraints.txt")
 
 
 def requirements():
-    """What setup.py asks for in an image."""
+    """The packages that setup.py asks for in an image."""
     from distutils.core import run_setup  # setuptools', which came before
 
     asked = run_setup(str(ROOT / "setup.py"), stop_after="init")

@@ -1,6 +1,6 @@
-"""The Dockerfile's steps, carried out: pip installs what it does in an image, on a stand-in for it.
+"""The Dockerfile's steps, carried out: pip installs the image's packages, on a stand-in for it.
 
-Only what needs NVIDIA's image itself is stood in (`image.py`); packages come from the registry.
+Only parts that need NVIDIA's image are stood in (`image.py`); packages come from the registry.
 torch and triton, which the pinned megatron-core imports, are those of the Python that runs this.
 """
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 
 
 class Built:
-    """What the steps left: the environment `venv` and the folder `workspace`."""
+    """The results of the steps: the environment `venv` and the folder `workspace`."""
 
     def __init__(self, folder):
         self.image, self.inside = StandIn(folder / "image"), folder / "project"

@@ -1,4 +1,4 @@
-"""Commands of jobs really run in the container that one variable names, and see what is mounted.
+"""Commands of jobs really run in the container that a variable names, and see mounted folders.
 
 The runtimes are stood in by a namespace of bubblewrap (`stand_in.sh`), SLURM by nothing:
 tests/slurm has whole jobs.

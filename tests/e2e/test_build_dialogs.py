@@ -135,7 +135,7 @@ def reasons(out, level):
 
 
 def check_dialogs(rows):
-    """What tokenize_dialogs will make of them: a sample for each answer, in its mode."""
+    """The samples of tokenize_dialogs: one for each answer, in its mode."""
     decode = decoder("dialogs").decode
     for row in rows:
         samples = samples_of(decode(json.dumps(row).encode()), Choices())

@@ -1,4 +1,4 @@
-"""Runs that are broken at random lose nothing, and what would lose something is found out.
+"""Runs that are broken at random lose nothing, and a fault that would lose something is found.
 
 tests/chaos.py plays many rounds; here is one of each way, and products that lose work.
 """
@@ -22,7 +22,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(home):
-    """An undisturbed run, whose last checkpoint holds what it had in memory."""
+    """An undisturbed run, whose last checkpoint holds the state that it had in memory."""
     return chaos.undisturbed(home, broken.corpus(home), RANKS)
 
 

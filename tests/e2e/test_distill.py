@@ -1,4 +1,4 @@
-"""Off-policy distillation through the command line: a teacher in memory, or what it left stored."""
+"""Off-policy distillation through the command line: a teacher in memory, or its stored targets."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""A model of ours is evaluated, on two ranks, and what was answered is not asked again."""
+"""A model of ours is evaluated, on two ranks, and answered tasks are not asked again."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was trained here goes on in transformers with the same tokens."""
+"""A model trained here continues texts in transformers with the same tokens."""
 
 import json
 from pathlib import Path

@@ -106,7 +106,7 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
 
 
 def printed(*runs):
-    """On a rank: what the command prints with each of these arguments."""
+    """On a rank: the output of the command with each of these arguments."""
     texts = []
     for arguments in runs:
         out = io.TextIOWrapper(io.BytesIO(), "utf-8")
@@ -126,7 +126,7 @@ def test_one_prompt_is_streamed_and_a_seed_gives_the_same_text(folder):
 
 
 def talk(arguments, typed):
-    """On a rank: the exit status of a conversation, and what it told of itself."""
+    """On a rank: the exit status of a conversation, and its messages."""
     sys.stdin = io.StringIO(typed)
     with contextlib.redirect_stderr(io.StringIO()) as told:
         status = main(arguments)
@@ -140,7 +140,7 @@ def test_a_conversation_goes_on_until_standard_input_ends(folder):
 
 
 def talk_by_commands(arguments, typed):
-    """On a rank: the exit status of mq3 chat, what it answered, and what it told of itself."""
+    """On a rank: the exit status of mq3 chat, its answers, and its messages."""
     sys.stdin = io.StringIO(typed)
     with (
         contextlib.redirect_stderr(io.StringIO()) as told,

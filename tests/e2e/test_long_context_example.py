@@ -1,4 +1,4 @@
-"""examples/long_context.sh from the first text to the page: what a really trained model reads."""
+"""examples/long_context.sh from the first text to the page: a model really trained so far."""
 
 import json
 import os

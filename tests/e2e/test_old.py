@@ -1,6 +1,6 @@
-"""What people made with earlier releases is read and gone on with; tests/old/README.md says what.
+"""Files of earlier releases are read and gone on with; tests/old/README.md lists them.
 
-Each thing goes on with what the code that made it did next: the order of the samples exactly, the
+Each goes on with the next step of the code that made it: the order of the samples exactly, the
 numbers as far as releases agree on them.
 """
 
@@ -85,7 +85,7 @@ def test_an_old_run_goes_on_with_the_samples_and_the_loss_that_came_next(
 
 
 def tool(old, *words):
-    """Run a tool in the old folder; what it printed."""
+    """Run a tool in the old folder; its output."""
     command = [sys.executable, ROOT / "tools" / words[0], *words[1:]]
     ended = subprocess.run(command, cwd=old, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -188,7 +188,7 @@ def test_a_teacher_that_takes_turns_is_the_same_and_never_there_beside_the_optim
     "divergence", ["reverse_kl", pytest.param("sampled", marks=pytest.mark.slow)]
 )
 def test_a_served_teacher_is_asked_once_of_each_answer(settings, tmp_path, divergence):
-    """A run that is cut off in mid-batch reads what was said; nothing is asked again."""
+    """A run that is cut off in mid-batch reads stored scores; nothing is asked again."""
     more = ["distill.teacher.path=", f"distill.divergence={divergence}", "checkpoint.every_steps=1"]
     more += ["distill.top_k=5"] if divergence == "reverse_kl" else []
     with served(320) as (address, bodies):

@@ -1,4 +1,4 @@
-"""A model of ours as a generator, on real ranks: what it answers, in which layout it may be."""
+"""A model of ours as a generator, on real ranks: its answers, and the layouts that it may have."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_a_budget_ends_the_thinking(on_one_rank):
 
 @pytest.mark.slow
 def test_a_model_of_ours_on_several_ranks_answers_for_the_command_line(folder, tmp_path):
-    """Random weights say nothing worth keeping: what counts is that both ranks come to the end."""
+    """Random weights say nothing worth keeping: the test is that both ranks come to the end."""
     queries = tmp_path / "q.jsonl"
     queries.write_text(json.dumps({"messages": ASKED}) + "\n")
     arguments = ["distill", "--queries", queries, "--generator", folder, "--out", tmp_path / "out"]

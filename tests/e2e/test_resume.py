@@ -1,4 +1,4 @@
-"""What a run that goes on says of itself: what changed, that it is done, what it left out."""
+"""A run that goes on reports changed settings, its end, and the batches that it left out."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Mode reward through the command line: it learns what is preferred and resumes to the bit."""
+"""Mode reward through the command line: it learns preferences and resumes to the bit."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ def told(arguments):
 
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
-    """An undisturbed run, and what it told."""
+    """An undisturbed run, and its messages."""
     home = tmp_path_factory.mktemp("whole")
     (status, text), (other, _) = run_ranks(told, 2, arguments(settings, home))
     assert status == other == 0
@@ -122,7 +122,7 @@ def test_a_bad_batch_is_left_out_and_told_by_the_lines_of_its_pairs(settings, tm
     config = load([], arguments(settings, tmp_path))
     mixture = PairMixture(config)
     named = mixture.describe(mixture.rows(3 * broken.BATCH, broken.BATCH))
-    assert f"by the lines of what was tokenized, {named}" in text
+    assert f"by the lines of the tokenized files, are {named}" in text
     found = rows(tmp_path / "run", "train")
     assert [row["step"] for row in found] == [1, 2, 3, 5, 6]
     assert found[-1]["tokens"] == 5 * broken.BATCH * broken.LENGTH

@@ -121,7 +121,7 @@ def test_a_run_goes_on_in_another_layout(settings, whole, tmp_path):
 
 @pytest.mark.slow
 def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_path):
-    """With a lag of one, batch k is what the weights before the updates of k - 1 said."""
+    """With a lag of one, batch k was sampled by the weights before the updates of k - 1."""
     asked = ("rollouts.lag=1", "checkpoint.every_steps=1")
     homes = tmp_path / "whole", tmp_path / "cut"
     assert run_ranks(run, 1, arguments(settings, homes[0], *asked)) == [0]

@@ -89,7 +89,7 @@ def test_a_run_folder_that_ranks_do_not_share_is_told_before_the_first_step(sett
 
 
 def test_a_run_whose_terminal_is_gone_trains_to_its_end(settings, tmp_path):
-    """Nobody reads it after the first line, and what it says has no characters of its own."""
+    """Nobody reads it after the first line, and its text has no characters of its own."""
     command = [sys.executable, "-m", "megatron_qwen3.train", *arguments(settings, tmp_path)]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

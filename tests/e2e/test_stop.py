@@ -165,7 +165,7 @@ def with_a_bad_id(arguments):
 
 
 def stopped(arguments):
-    """The exit status of a run that ends itself, and what a person is told."""
+    """The exit status of a run that ends itself, and its messages."""
     with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as ended:
         train.main(arguments)
     return ended.value.code, told.getvalue()

@@ -155,7 +155,7 @@ def run_bad_7(arguments):
 
 
 def test_left_out_batches_are_stepped_over_exactly(settings, skipped, tmp_path):
-    """The step after a rollback is what the checkpoint's weights make of the batch after."""
+    """The step after a rollback is that of the checkpoint's weights on the batch after."""
     asked = arguments(settings, tmp_path, "guard.bad_batch=rollback", "checkpoint.every_steps=6")
     assert run_ranks(run_bad_7, 2, asked) == [0, 0]  # both leave out step 7 alone
     assert broken.losses(tmp_path / "run") == broken.losses(skipped)
@@ -177,7 +177,7 @@ def test_a_hang_ends_with_every_ranks_place_and_collective(settings, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_starts_all_ranks_again_when_one_is_killed(settings, undisturbed, tmp_path):
-    """Within its budget, from the newest checkpoint that is whole; what was half-written goes."""
+    """Within its budget, from the newest checkpoint that is whole; half-written ones go."""
     asked = arguments(settings, tmp_path)
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--max-restarts=2", "--nproc-per-node=2", "-m", "megatron_qwen3.train"]

@@ -176,7 +176,7 @@ def test_metrics_that_are_damaged_are_told_by_file_and_line(folder, two_steps, t
 
 
 def refused(arguments):
-    """Run on a rank: the exit status and what a person is told."""
+    """Run on a rank: the exit status and the messages."""
     with contextlib.redirect_stderr(io.StringIO()) as told:
         status = train.main(arguments)
     return status, told.getvalue()

@@ -6,7 +6,7 @@
         ...
     answers                             # Counter of "file.py:function" that waited for the device
 
-torch's FakeTensorMode refuses what a GPU refuses: operands on two devices, strides that a grouped
+torch's FakeTensorMode refuses the same as a GPU: operands on two devices, strides that a grouped
 product cannot take. It needs a CUDA build of torch, and no driver. What a few of torch's own
 bindings do before they reach it (a guard that opens the device) is done here by the operation
 behind them. There is no backward pass: autograd asks the driver for streams.

@@ -1,4 +1,4 @@
-"""Forward, score and generation of a tiny model on a pretended GPU; JSON of what waited for it.
+"""Forward, score and generation of a tiny model on a pretended GPU; JSON of waits for it.
 
 python tests/fake_cuda/passes.py tiny-moe train.precision=bf16
 """

@@ -57,7 +57,7 @@ def test_forward_score_and_generation_find_all_operands_on_the_gpu(preset, preci
     assert set(told["waits in generation"]) <= WAITS_OF_GENERATION
 
 
-# What the pretended machine must refuse, or it would prove nothing.
+# The pretended machine must refuse these, or it would prove nothing.
 REFUSED = {
     "operands on two devices": ("torch.ones(2, device='cuda') + torch.ones(2)", "two different"),
     "strides of a grouped product": (

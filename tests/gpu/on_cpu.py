@@ -1,4 +1,4 @@
-"""What one CPU rank trains, for GPUs to be compared with: python tests/gpu/on_cpu.py MODEL FOLDER
+"""Trains on one CPU rank, for GPUs to be compared with: python tests/gpu/on_cpu.py MODEL FOLDER
 
 FOLDER/runs has the runs, and the path of a checkpoint with the weights that they began with.
 

@@ -1,4 +1,4 @@
-"""DALI copies a batch onto a GPU on a stream of its own; what arrives is what was read."""
+"""DALI copies a batch onto a GPU on a stream of its own, unchanged."""
 
 import pytest
 import torch

@@ -2,8 +2,8 @@
 
     pytest -m gpu tests/gpu
 
-One GPU is held to one CPU rank first: a table that only compares GPUs with a GPU would not see what
-all of them do wrong. Products are whole float32 ones here, not TF32.
+One GPU is held to one CPU rank first: a table that only compares GPUs with a GPU would miss a
+fault of all of them. Products are whole float32 ones here, not TF32.
 """
 
 import os

@@ -71,7 +71,7 @@ CHAIN = {
     ],
 }
 
-# of tools/: what ends the cleaning and the tokenization that were begun
+# of tools/: those that end the cleaning and the tokenization that were begun
 CLEAN = (
     *("clean_corpus.py", "run", "notes:reference=raw", "--no-filters", "--tasks", "2"),
     *("--workers", "1", "--out"),

@@ -133,7 +133,7 @@ def write_token_files():
 
 
 def expect(home, name):
-    """What the code of this commit does next, in a copy."""
+    """The next step of this commit's code, in a copy."""
     with tempfile.TemporaryDirectory() as elsewhere:
         copy = Path(elsewhere) / "copy"
         shutil.copytree(home, copy)
@@ -142,7 +142,7 @@ def expect(home, name):
 
 
 def finish_begun(home):
-    """What the begun folders come to: {file of the tokenization: its sha256}."""
+    """The results of the begun folders: {file of the tokenization: its sha256}."""
     with tempfile.TemporaryDirectory() as elsewhere:
         copy = Path(elsewhere) / "copy"
         shutil.copytree(home, copy)

@@ -1,5 +1,5 @@
 """Agents whose engine is the weights in training: in every layout the same, with a fresh pass's
-log-probs after what tools said, and tools that act on the first rank alone."""
+log-probs after tools' results, and tools that act on the first rank alone."""
 
 import json
 import os

@@ -163,7 +163,7 @@ def test_master_weights_follow_the_loaded_ones(tmp_path):
 
 
 def masters_of(engine):
-    """What this rank's optimizer updates, in float32, by parameter."""
+    """The float32 weights that this rank's optimizer updates, by parameter."""
     updated = []
     for state in optim.owned_states(engine.optimizer):
         own = state.param.detach().view(-1)[state.start : state.start + state.numel]

@@ -1,4 +1,4 @@
-"""What context-parallel ranks exchange, on real ranks, for rows of any length."""
+"""The exchange of context-parallel ranks, on real ranks, for rows of any length."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from megatron_qwen3.model.stretches import Stretches
 
 
 def exchanged(length):
-    """What a rank has and gets, and what it should be."""
+    """A rank's part, the exchanged result, and the expected one."""
     dist.init_process_group("gloo")
     share = ContextShare(dist.group.WORLD)
     random = torch.Generator().manual_seed(length)

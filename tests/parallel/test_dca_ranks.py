@@ -1,4 +1,4 @@
-"""Dual Chunk Attention in whole runs: what is generated is scored alike, in every layout."""
+"""Dual Chunk Attention in whole runs: generated tokens are scored alike, in every layout."""
 
 import itertools
 

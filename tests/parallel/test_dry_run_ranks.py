@@ -1,4 +1,4 @@
-"""What a dry run says of each rank is what a real rank holds, to the byte."""
+"""A dry run's numbers for each rank are those of a real rank, to the byte."""
 
 import pytest
 from ranks import run_ranks

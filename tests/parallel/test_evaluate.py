@@ -98,7 +98,7 @@ def _documents(folder):
 
 
 def _evaluated_documents(source, *settings):
-    """What `_evaluated` finds with weights that show, and these."""
+    """The result of `_evaluated` with weights that show, and these."""
     weights = {}
     begin = Engine.__init__
 

@@ -53,7 +53,7 @@ def ranks_of(settings):
 
 
 def gathered(folder, settings, out):
-    """Of each size of buckets: tensors and the largest buffer, and what was written of them."""
+    """Of each size of buckets: tensors and the largest buffer, and the values written."""
     source = ModelSource(Path(folder))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     model = Engine(config, start(config)).model

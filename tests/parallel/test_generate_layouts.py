@@ -160,7 +160,7 @@ def check(case):
 def assert_same(case, results, expected_modes=None):
     by_data_rank = {}
     for data_rank, completions in results:
-        # What a rank holds does not depend on its place in the model.
+        # A rank's memory does not depend on its place in the model.
         assert by_data_rank.setdefault(data_rank, completions) == completions
     assert len(by_data_rank) == len(case.shares)
     for mode, expected in enumerate(expected_modes or on_one_rank(case.preset)):

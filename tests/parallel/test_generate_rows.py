@@ -1,4 +1,4 @@
-"""What each row of a generation may ask for by itself: samples, limits, padding, whose weights."""
+"""Each row of a generation has settings of its own: samples, limits, padding, whose weights."""
 
 import functools
 

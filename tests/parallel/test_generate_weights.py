@@ -46,13 +46,13 @@ def engine_of(preset, tied, parallel):
 
 
 def attributes(module):
-    """What a module holds beside its tensors and children, by name."""
+    """A module's attributes beside its tensors and children, by name."""
     held = {k: v for k, v in vars(module).items() if not k.startswith("_")}
     return {k: v for k, v in held.items() if isinstance(v, (bool, int, float, str, type(None)))}
 
 
 def looked_at(preset, tied, parallel):
-    """Whether tensors are shared, the model was left alone, and what was written when."""
+    """Whether tensors are shared and the model was left alone, and each write with its time."""
     linear._LEAST_PACKED_WEIGHTS = 1  # so that small weights are packed too
     engine = engine_of(preset, tied, parallel)
     model = engine.model
@@ -117,7 +117,7 @@ def test_completions_say_which_weights_wrote_them(name):
 
 
 def without_prompts(parallel):
-    """Between two steps: what each data rank gets, one having no prompts, and then a wrong id."""
+    """Between two steps: each data rank's results, one without prompts, and then a wrong id."""
     engine = engine_of("model.preset=tiny-dense", "model.tie_embeddings=true", parallel)
     rank, generator = engine.data_rank, Generator(engine.model)
     ids = torch.arange(66).view(2, 33)[rank : rank + 1]

@@ -15,7 +15,7 @@ GB = 10**9
 
 
 def metrics_of_a_step(config, peaks, reserved):
-    """What a step reports where rank r's GPU has peaks[r] and reserved[r]."""
+    """The metrics of a step where rank r's GPU has peaks[r] and reserved[r]."""
     engine = Engine(config, start(config))
     if peaks:
         rank = torch.distributed.get_rank()

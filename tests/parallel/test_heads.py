@@ -1,4 +1,4 @@
-"""Heads say of each position what torch says of the whole logits, on every rank of any layout."""
+"""Heads give the values that torch computes of whole logits, on every rank of any layout."""
 
 import pytest
 import torch

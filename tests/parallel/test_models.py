@@ -48,7 +48,7 @@ def scores_of(model):
 
 
 def steps_with(read_settings):
-    """Metrics of three steps, and what a second model says before each; none: without one."""
+    """Metrics of three steps, and a second model's scores before each; none: without one."""
     config = tiny(*TRAINED)
     engine = Engine(config, start(config))
     model, metrics, scores = None, [], []

@@ -128,7 +128,7 @@ def test_several_means_at_once_have_the_gradient_of_their_definition(layout, exp
 
 
 def refused():
-    """What is raised for batches and objectives that cannot be trained; a good step goes on."""
+    """Errors of batches and objectives that cannot be trained; a good step goes on."""
     config = tiny()
     engine = Engine(config, start(config))
     good = list(whole_batch().split(ROWS // engine.layout.data))[engine.data_rank]
@@ -199,7 +199,7 @@ def test_what_cannot_be_trained_is_named_on_every_rank_before_any_pass(ranks, ex
 
 
 def refused_by_one():
-    """What each rank is told where the second data rank alone brings what cannot be computed."""
+    """Each rank's error where the second data rank alone has a batch that cannot be computed."""
     config = tiny("train.micro_batch=4", "parallel.pipeline=2")
     engine = Engine(config, start(config))
     good = list(whole_batch().split(4))[engine.data_rank]
@@ -227,8 +227,8 @@ def refused_by_one():
 
 def test_what_one_data_rank_cannot_compute_stops_all_before_any_pass():
     for data_rank, told in run_ranks(refused_by_one, 4, timeout_seconds=60):
-        another = "another data rank was given what cannot be computed: its own error says what"
-        assert "differently many sequences" in told["fewer"]
+        another = "another data rank got a batch that cannot be computed: see that rank's own error"
+        assert "different numbers of sequences" in told["fewer"]
         assert ("kept" in told["lacking"]) if data_rank else (told["lacking"] == another)
         assert told["ids"] == (OUTSIDE if data_rank else another)
         assert told["needs"] == (another if data_rank else LACKING)
@@ -239,7 +239,7 @@ LACKING = "extra ids is not there; the head needs [4, 16, 1]"
 
 
 def odd_lengths(parallel):
-    """What both ways through a model say of rows that two tensor ranks do not divide."""
+    """The errors of both ways through a model for rows that two tensor ranks do not divide."""
     config = tiny("train.micro_batch=4", *parallel)
     engine, batch = Engine(config, start(config)), whole_batch()
     odd = replace(
@@ -268,7 +268,7 @@ def test_rows_that_ranks_cannot_share_are_refused_before_any_pass(settings, unit
 
 
 def after_an_exception(preset):
-    """Metrics of a step, what an exception in the middle of others said, and of the step again."""
+    """Metrics of a step, the text of an exception within others, and metrics of the step again."""
     config = tiny(f"model.preset={preset}", "train.micro_batch=4", "model.router_aux_loss=0.5")
     engine, batch = Engine(config, start(config)), whole_batch()
     steps = [engine.train_step(batch, cross_entropy, 0.0) for _ in range(2)]

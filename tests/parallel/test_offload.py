@@ -1,6 +1,6 @@
 """The optimizer on the host: the same updates and checkpoints as on the device.
 
-megatron-core decides by `Tensor.is_cuda` what is to be moved, so on a CPU the model's tensors say
+megatron-core decides by `Tensor.is_cuda` which tensors to move, so on a CPU the model's tensors say
 yes and those that were moved to the host say no, while the optimizer is built.
 """
 
@@ -49,7 +49,7 @@ def two_memories():
 
 @contextlib.contextmanager
 def _offloaded():
-    """The same around what builds and steps the optimizer, and nothing else."""
+    """The same around functions that build and step the optimizer, and nothing else."""
     build, update = optim.build_optimizer, optim.update
 
     def within(function):

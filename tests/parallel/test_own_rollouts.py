@@ -52,7 +52,7 @@ def asks(think):
 
 
 def sample(checkpoint, rows, settings, order=(0, 1, 2, 3, 4)):
-    """The groups of all asks, and the score of what was sampled, per token."""
+    """The groups of all asks, and the score of each sampled token."""
     source = ModelSource(Path(checkpoint))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
     tokenizer = tokenizer_of(config)
@@ -94,7 +94,7 @@ def on_one_rank(checkpoint):
 
 
 def plain(groups):
-    """What does not depend on rounding: ids, marks and ends."""
+    """The parts that do not depend on rounding: ids, marks and ends."""
     names = ("task", "prompt", "tokens", "sampled", "finish", "versions", "thinking", "seed")
     return [[tuple(getattr(r, name) for name in names) for r in group] for group in groups]
 
@@ -197,7 +197,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_long_pass(checkpoint):
 
 
 def sampled_by_a_run(path, judge):
-    """What each rank gets of what a run's engine sampled; judge: a reward model, "" for none."""
+    """Each rank's share of the samples of a run's engine; judge: a reward model, "" for none."""
     source = ModelSource(Path(path))
     config = source.config([], int(os.environ["WORLD_SIZE"]))
     config = replace(config, rl=replace(config.rl, judge=replace(config.rl.judge, model=judge)))

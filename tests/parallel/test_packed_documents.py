@@ -1,4 +1,4 @@
-"""Documents that share a row and are kept apart give what each gives in a row of its own."""
+"""Documents that share a row and are kept apart give the same as each in a row of its own."""
 
 import itertools
 from dataclasses import replace
@@ -137,7 +137,7 @@ def _with_others_changed(batch):
 
 
 def _scores_and_metrics_of_last(settings):
-    """Scores of LAST, and what training it alone reports: as it is, and with others changed."""
+    """Scores of LAST, and metrics of training it alone: as it is, and with others changed."""
     row, places = LAST
     found = []
     engine = _engine(("model.preset=tiny-dense", *settings))

@@ -29,7 +29,7 @@ SETTINGS = (
 
 
 def texts(length):
-    """Tokens and labels of each step, int64 [ROWS, length]; what is after POSITIONS is padding."""
+    """Tokens and labels of each step, int64 [ROWS, length]; places after POSITIONS are padding."""
     for step in range(STEPS):
         random = torch.Generator().manual_seed(step)
         ids = torch.randint(0, 512, (ROWS, POSITIONS + 1), generator=random)
@@ -141,7 +141,7 @@ def test_no_row_is_dropped_where_the_micro_batch_does_not_divide_them():
 
 
 def nothing_trained(*settings):
-    """What is raised without a trained position, before a pass; and the loss of a step after it."""
+    """The error without a trained position, before a pass; and the loss of a step after it."""
     config = load([], [*SETTINGS, *settings])
     engine = Engine(config, start(config))
     ids = next(texts(POSITIONS)).chunk(engine.layout.data)[engine.data_rank]

@@ -1,5 +1,5 @@
-"""The planner's count of activations against what autograd keeps of our own layers, and what the
-exchange of context ranks and the loss take beside them."""
+"""The planner's count of activations against the tensors that autograd keeps of our layers, and
+the memory of the exchange of context ranks and of the loss."""
 
 import pytest
 from live_memory import LiveMemory
@@ -67,7 +67,7 @@ def test_activations_are_those_that_autograd_keeps(preset):
 
 
 def expected_bytes(overrides, ranks=1):
-    """What the planner counts, with the last norm's input and the rotary tables of all layers."""
+    """The planner's count, with the last norm's input and the rotary tables of all layers."""
     job = Job.of(config_of(*overrides), ranks)
     layers = sum(activations.layer_bytes(job, layer) for layer in range(job.model.num_layers))
     last_norm = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes

@@ -1,4 +1,4 @@
-"""The planner's bytes of weights, gradients and optimizer against what real ranks allocate."""
+"""The planner's bytes of weights, gradients and optimizer against allocations of real ranks."""
 
 import pytest
 from ranks import run_ranks

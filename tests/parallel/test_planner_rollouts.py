@@ -1,4 +1,4 @@
-"""The planner's bytes of sampling and of a reference against what a model of ours allocates."""
+"""The planner's bytes of sampling and of a reference against allocations of a model of ours."""
 
 import pytest
 from ranks import run_ranks

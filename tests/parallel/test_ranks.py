@@ -1,4 +1,4 @@
-"""`run_ranks` itself: a test on ranks is only worth what its helper notices."""
+"""`run_ranks` itself: a test on ranks is only as good as its helper."""
 
 import os
 import time

@@ -82,7 +82,7 @@ no_loss = Objective(
 
 
 def balance_only(*settings):
-    """By model.router_balance: what two steps of the balance loss alone report and leave.
+    """By model.router_balance: metrics and weights of two steps of the balance loss alone.
 
     The batches are of two domains, as it were: no token is in both.
     """

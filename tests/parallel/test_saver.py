@@ -63,13 +63,13 @@ FAILURES = [(1, "a part"), (0, "a part"), (0, "the table")]
 
 
 def failing_each(config):
-    """Names of the checkpoints that are left, and what was told, of each of FAILURES."""
+    """Names of the checkpoints left, and the messages, of each of FAILURES."""
     engine = Engine(config, start(config))
     return [failing(engine, config, *failure) for failure in FAILURES]
 
 
 def failing(engine, config, failing_rank, where):
-    """Save steps 1 to 3; in the second something fails on one rank. What is left, and was told."""
+    """Save steps 1 to 3; in the second something fails on one rank. Files left, and messages."""
     named = "_".join([str(failing_rank), *where.split()])
     config = replace(config, run=replace(config.run, name=named))
     background, told = Saver(engine, config), ""
@@ -95,7 +95,7 @@ def failing(engine, config, failing_rank, where):
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory):
-    """What `failing_each` gives on two ranks, by failure."""
+    """The results of `failing_each` on two ranks, by failure."""
     home = tmp_path_factory.mktemp("failures")
     of_ranks = run_ranks(failing_each, 2, settings(home, "tiny-dense", "dp2", "checkpoint.keep=9"))
     return dict(zip(FAILURES, zip(*of_ranks, strict=True), strict=True))

@@ -1,6 +1,6 @@
 """The engine for vLLM on ranks, against servers that compute by transformers in vLLM's place.
 
-They take weights by the worker extension itself, so what is compared after a refit did arrive.
+They take weights by the worker extension itself, so the weights compared after a refit did arrive.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from megatron_qwen3.settings_rollouts import RolloutsConfig, VllmConfig
 
 
 class Server(Refit):
-    """fault: what it does wrong, or ""; calls: paths that it was asked, without questions."""
+    """fault: its error, or ""; calls: paths that it was asked, without questions."""
 
     def __init__(self, folder, fault=""):
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -170,7 +170,7 @@ def config_of(config, urls, home, way):
 
 
 def sampled(folders, urls, home, settings, way, versions=(1, 2)):
-    """After each folder's weights: the rollouts and what the refit found; or the error's text."""
+    """After each folder's weights: the rollouts and the refit's result; or the error's text."""
     source = ModelSource(Path(folders[0]))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     config = config_of(config, urls, home, way)
@@ -257,7 +257,7 @@ def test_a_server_that_computes_something_else_stops_all_ranks_with_the_reason(
         results = run_ranks(sampled, 2, *arguments)
     for found, error in results:
         assert not found and urls[1] in error and "rollouts.vllm.difference = 0.0001" in error
-        assert "does not compute what the model in training does" in error
+        assert "does not compute as the model in training does" in error
 
 
 @pytest.mark.parametrize("way", ["gloo", pytest.param("folder", marks=pytest.mark.slow)])

@@ -61,7 +61,7 @@ def trained(*settings):
 
 
 def router_probabilities(network, tokens_BS):
-    """[layer][T, E], from what transformers' gates are given."""
+    """[layer][T, E], from the inputs of transformers' gates."""
     probabilities = []
 
     def note(gate, arguments, _):

@@ -15,7 +15,7 @@ from megatron_qwen3.parallel.runtime import start
 pytest.importorskip("transformers")
 
 UNIT = 2**-9  # half a unit in the last place of a bf16 of 1: its largest relative rounding error
-# What is rounded to bf16 on the way from one residual stream to the next: two norms, the
+# Roundings to bf16 on the way from one residual stream to the next: two norms, the
 # projections of queries, keys and values, their norms and rotations, the mixed values and their
 # projection, two sums, gate and up, their product, and its projection.
 ROUNDINGS_OF_A_LAYER = 14

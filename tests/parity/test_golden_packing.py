@@ -1,4 +1,4 @@
-"""Rows of packed documents train what TRL's do, where no document is cut at the end of a row.
+"""Rows of packed documents train TRL's tokens, where no document is cut at the end of a row.
 
 A document takes one place less here, since its last token predicts nothing, and what is longer than
 a row is no sample: both are given TRL's documents as it cut them.
@@ -19,7 +19,7 @@ CASES = pytest.mark.parametrize("case", golden.cases("rl_losses.json", "packing"
 
 
 class Documents:
-    """What rows ask of a mixture, with every token trained but the first."""
+    """A mixture as rows read it, with every token trained but the first."""
 
     def __init__(self, documents):
         self.documents = documents

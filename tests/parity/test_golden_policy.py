@@ -33,7 +33,7 @@ MEANS = {
     "seq-mean-token-sum-norm": "constant",
 }
 OF_TRL = {"grpo": "sequence_mean", "bnpo": "token", "dapo": "token"}
-# What the libraries have no setting for, or another default.
+# Cases for which the libraries have no setting, or another default.
 PLAIN = {"dual_clip": 0.0, "log_ratio_limit": 0.0, "importance": "none"}
 UNLIMITED = {"limit": 0.0, "most": 0.0}
 BOTH = pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])

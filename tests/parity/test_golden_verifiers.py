@@ -1,6 +1,6 @@
 """Verdicts of our verifiers are those that people gave, in a golden file beside the project.
 
-`expected` is what a verifier should say, also where libraries are wrong. No row is argued with:
+`expected` is the right verdict, also where libraries are wrong. No row is argued with:
 ARGUED would name it, with the reason.
 """
 

@@ -59,7 +59,7 @@ def test_yarn_comes_and_goes_with_all_its_bits(tmp_path, source):
 
 
 def test_transformers_4_would_read_the_same(tmp_path, source):
-    """Of a file it knows rope_theta and rope_scaling alone; 5 given no more reads what 5 reads."""
+    """Of a file it knows rope_theta and rope_scaling alone; 5 given no more reads as 5 does."""
     convert("from-hf", source, tmp_path / "ours")
     convert("to-hf", tmp_path / "ours", tmp_path / "out")
     path = tmp_path / "out" / "config.json"

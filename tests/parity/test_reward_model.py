@@ -80,7 +80,7 @@ def answers():
 
 
 def scores_of_transformers(folder):
-    """Of the answers in one batch, padded on the right: what a user of the folder gets."""
+    """Of the answers in one batch, padded on the right, as a user of the folder gets them."""
     network = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32
     )
@@ -178,7 +178,7 @@ def _agree(a, b):
 
 
 def trained(name, run_dir, *more):
-    """A reward model's run: what it says of its start, and a checkpoint of it."""
+    """A reward model's run: its messages at the start, and a checkpoint of it."""
     config = load([], reward_settings(name, f"run.dir={run_dir}", *more))
     engine = Engine(config, start(config))
     _, told = load_origin(engine, config)

@@ -2,7 +2,7 @@
 
 slurmctld, munged and one slurmd per node run in the foreground as children of this process, with
 their files under one folder and no privileges but those of whoever starts them. A node is named by
-its own loopback address, so that what `scontrol show hostnames` prints can be connected to. Nodes
+its own loopback address, so that the names of `scontrol show hostnames` can be connected to. Nodes
 claim processors and GPUs that nobody enforces, and a partition `big` of 32 nodes of 8 GPUs exists
 on paper only: `sbatch --test-only` answers whether a job would fit it.
 
@@ -133,7 +133,7 @@ class Cluster:
         wait_until(lambda: node in self._idle(), 30, self._told)
 
     def run(self, *command: str, **options) -> str:
-        """What a command prints; AssertionError with all that it said where it fails."""
+        """The output of a command; AssertionError with all of it where it fails."""
         settings = {"env": self.environment, "text": True, "timeout": 60} | options
         done = subprocess.run(command, capture_output=True, **settings)
         assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr}"
@@ -198,7 +198,7 @@ class Cluster:
 
 
 def _bind_to_parent() -> None:
-    """In a daemon before it starts: die with its parent; stay the parent of what detaches itself.
+    """In a daemon before it starts: die with its parent; stay the parent of detached processes.
 
     A job's steps detach themselves from slurmd; so they are still found when the node is to fail.
     """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""A stand-in for vLLM's server: its command line, its calls, and what transformers computes.
+"""A stand-in for vLLM's server: its command line, its calls, and transformers' results.
 
     rollouts.vllm.python = tests/slurm/stand_in.py   # is called as `python -P -m … serve FOLDER …`
 
-What a run sees of it is what it sees of vLLM: it begins with any weights, takes those of a folder
+A run sees the same of it as of vLLM: it begins with any weights, takes those of a folder
 when it is told to, draws from the whole distribution by the seeds that it is given, and its
 log-probabilities are of the weights that it has, so that a run which did not give them finds out.
 """

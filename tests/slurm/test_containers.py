@@ -1,7 +1,7 @@
-"""Jobs in a container on a real SLURM, by one option: ranks see what launch.py mounted, no more.
+"""Jobs in a container on a real SLURM, by one option: ranks see mounted folders alone.
 
 SLURM is real; Apptainer, and Pyxis as srun's plugin, are stood in by a namespace of bubblewrap
-(tests/containers/stand_in.sh), in which /tmp is empty but for what is mounted.
+(tests/containers/stand_in.sh), in which /tmp is empty but for mounted folders.
 """
 
 import json

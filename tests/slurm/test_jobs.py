@@ -69,7 +69,7 @@ def launch(cluster, stage):
 
 
 class JobRun:
-    """A training job and what it has told so far."""
+    """A training job and its messages so far."""
 
     def __init__(self, cluster, launch, stage, folder, *more, ranks_per_node=1):
         settings = (str(stage), f"run.dir={folder}", "run.device=cpu", *more)

@@ -1,6 +1,6 @@
 """Jobs of reinforcement learning on a real SLURM: nodes of ranks and a node of servers in one job.
 
-Two nodes have a rank each, the third one a server: a stand-in for vLLM that computes what it should
+Two nodes have a rank each, the third one a server: a stand-in for vLLM that computes the same
 (`stand_in.py`). Disturbed, a job ends with the rewards and losses of one that was not.
 """
 
@@ -74,7 +74,7 @@ def servers(job):
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """What to pass to a run of mode rl on a few tasks."""
+    """Settings of a run of mode rl on a few tasks."""
     return broken.tasks(tmp_path_factory.mktemp("tasks"))
 
 

@@ -8,7 +8,7 @@
 Real are every module, quantizer, recipe, scaling history, padding and communication that it writes
 in Python; stood in is its compiled module `transformer_engine_torch`: names and enums as api.json
 has them from the real one, and the few kernels that a Qwen3 calls. A kernel that is not stood in
-raises. What runs on it proves how things are wired, laid out, padded and sent, never a kernel's
+raises. A run on it proves how things are wired, laid out, padded and sent, never a kernel's
 numbers or speed. For processes that do nothing else: torch answers differently in them.
 """
 
@@ -123,7 +123,7 @@ _is_really_cuda = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 
 
 def _is_cuda(tensor: torch.Tensor) -> bool:
-    """Of all who ask, those alone are told what is not so who know no other tensors."""
+    """Give a false answer only to callers that know no other tensors."""
     asks = sys._getframe(1).f_globals.get("__name__", "")
     return asks.startswith(_KNOW_CUDA_ALONE) or _is_really_cuda(tensor)
 
@@ -144,7 +144,7 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def _compiled_module() -> Any:
-    """Names and enums of the real module; functions call what stands in for them."""
+    """Names and enums of the real module; functions call their stand-ins."""
     tex: Any = types.ModuleType("transformer_engine_torch")
     for name, members in API["enums"].items():
         setattr(tex, name, enum.IntEnum(name, members))

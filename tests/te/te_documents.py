@@ -1,6 +1,6 @@
 """Kernels by which Transformer Engine lays documents over context ranks: see `stand_in.py`.
 
-Of n ranks, rank r has pieces r and 2n-1-r of each document's 2n: what its documentation of
+Of n ranks, rank r has pieces r and 2n-1-r of each document's 2n, as its documentation of
 `thd_sequence_order_to_cp_rank_order` shows.
 """
 

@@ -1,4 +1,4 @@
-"""CUDA graphs on a CPU: what is captured is a list of torch's operations, and a replay runs them.
+"""CUDA graphs on a CPU: a capture is a list of torch's operations, and a replay runs them.
 
     graph = CUDAGraph()
     with Capture(graph):          # in the place of torch.cuda.graph
@@ -7,7 +7,7 @@
     graph.replay()                # y has f(other)
 
 As in a real one every operation has the tensors, and so the memory, that it was captured with, and
-every number stays the one that it was: what Python would decide anew is decided once. Views are not
+every number stays the one that it was: a decision of Python's is taken once. Views are not
 taken again, since they lie where they lay. A capture that waits for the device raises, as a real
 one does. Not stood in: memory of graphs that others of their pool use again, and everything of
 time.
@@ -37,9 +37,9 @@ _WAIT = {
 }
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _INDEX = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-# What gives the host a tensor's memory, which on a CPU is none of torch's operations.
+# These give the host a tensor's memory, which on a CPU is none of torch's operations.
 _READ = {"__array__", "__dlpack__", "cpu", "numpy", "to", "tolist"}
-# Memory that is taken, which is the same in every replay, and has what was there.
+# Memory that is taken, which is the same in every replay, and keeps its old contents.
 _NOTHING = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 _NOTHING |= {"aten::new_empty_strided"}
 _kernels_running: list[str] = []
@@ -57,7 +57,7 @@ def kernel(name: str) -> Any:
 
 
 def wait(name: str) -> None:
-    """What waits for the device calls it; within a capture it raises, as CUDA does."""
+    """Called by everything that waits for the device; within a capture it raises, as CUDA does."""
     if _captures and not _kernels_running:
         raise RuntimeError(f"{name} waits for the device, which is captured")
 
@@ -137,7 +137,7 @@ class Capture(TorchDispatchMode):
 
 
 def _told(name: str) -> Any:
-    """Tensor's method of that name, which waits where it gives the host what a GPU has."""
+    """Tensor's method of that name, which waits where it gives the host a GPU's values."""
     method = getattr(torch.Tensor, name)
 
     @functools.wraps(method)
@@ -179,7 +179,7 @@ def _is_view(schema: Any) -> bool:
 
 
 def _put(made: Any, captured: Any) -> None:
-    """What an operation gives now, where what it gave then lies; and waits for what was sent."""
+    """An operation's new result, where its old one lies; and waits for sent tensors."""
     for new, old in zip(tree_leaves(made), tree_leaves(captured), strict=True):
         if hasattr(new, "wait") and not isinstance(new, torch.Tensor):
             new.wait()
@@ -189,7 +189,7 @@ def _put(made: Any, captured: Any) -> None:
 
 def _waits_uncaptured(wait: Any) -> Any:
     """Gloo's reduce-scatter copies its result while it is waited for, out of memory of its own: who
-    runs it again must wait again, and not copy what the first one has left there."""
+    runs it again must wait again, and not copy the values that the first one left there."""
 
     def waited(work: Any, *args: Any) -> Any:
         with _disable_current_modes():

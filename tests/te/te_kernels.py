@@ -92,7 +92,7 @@ def _product(A, transA, B, transB) -> Tensor:
 def _dense(x):
     """The tensor, which a kernel reads from its first byte on, whatever its strides say.
 
-    What is quantized lies as its quantizer made it, and has no strides.
+    Quantized tensors lie as their quantizer made them, and have no strides.
     """
     if isinstance(x, Tensor) and not x.is_contiguous():
         raise ValueError(f"a kernel does not know the strides {x.stride()} of {tuple(x.shape)}")
@@ -220,7 +220,7 @@ def multi_tensor_adam(
     """Mode 1 decays weights as AdamW does, mode 0 by the gradient.
 
     Lists are of gradients, weights, both moments and, where the optimizer has them, float32
-    weights, which are what is updated then.
+    weights, which are updated then.
     """
     first_by, second_by = 1.0, 1.0
     if bias_correction:

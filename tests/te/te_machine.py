@@ -1,4 +1,4 @@
-"""What Transformer Engine asks its compiled module about the machine: answers of one with a GPU.
+"""Answers Transformer Engine's questions to its compiled module as a machine with a GPU would.
 
 It asks for some of it while it is imported.
 """

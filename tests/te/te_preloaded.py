@@ -1,4 +1,4 @@
-"""What ranks with Transformer Engine have imported before they are forked, in the order that works.
+"""Imports the modules of ranks with Transformer Engine before the fork, in the order that works.
 
 Transformer Engine comes before megatron-core, which looks for it, and the CPU's redirection, which
 must not see a GPU, before one is pretended.
@@ -9,7 +9,7 @@ import sys
 
 from tests.te.te_ranks import PACKAGES
 
-sys.path.append(str(PACKAGES))  # last: what the environment has itself is taken from there
+sys.path.append(str(PACKAGES))  # last: packages of the environment itself come first
 
 from tests.te import stand_in
 

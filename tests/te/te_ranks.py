@@ -1,7 +1,7 @@
 """Ranks with Transformer Engine, its kernels stood in: `run_te_ranks(function, world_size, …)`.
 
 As `run_ranks`, in processes of their own: megatron-core looks for Transformer Engine once, while it
-is imported, and then takes its optimizer in every run. So what it needs is installed apart, in
+is imported, and then takes its optimizer in every run. So its packages are installed apart, in
 .venv-te, and a server beside pytest, started by the first call, forks ranks that have it. The
 process of pytest, and its own ranks, never see it.
 """
@@ -20,11 +20,11 @@ from tests.ranks import RankError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ROOT / ".venv-te"
-"""Where the Makefile installs Transformer Engine's Python and what it imports."""
+"""The folder in which the Makefile installs Transformer Engine's Python and its packages."""
 
 
 def run_te_ranks(function, world_size, *args, timeout_seconds=200, fused_attention=False):
-    """What `function(*args)` returns on each rank; RankError as of `run_ranks`.
+    """The results of `function(*args)` on each rank; RankError as of `run_ranks`.
 
     fused_attention: Transformer Engine takes cuDNN's attention, stood in, where it takes bf16.
     """

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def call(path, environment, asked):
-    """On a rank: what a function of a test module returns."""
+    """On a rank: the result of a function of a test module."""
     os.environ.update(environment)
     sys.path += [folder for folder in (*path, str(PACKAGES)) if folder not in sys.path]
     module, name, args = pickle.loads(asked)

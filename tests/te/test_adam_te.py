@@ -1,5 +1,5 @@
 """Transformer Engine's AdamW with moments of both types, and the host's share of it: updates,
-checkpoints and what they are loaded into. Its one kernel is stood in by the formula of AdamW."""
+checkpoints and optimizers that load them. Its one kernel is stood in by the formula of AdamW."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ from tests.te.te_ranks import run_te_ranks
 
 
 def _passed_on(config, path):
-    """Save at once what was loaded."""
+    """Load, and save at once."""
     engine = Engine(config, start(config))
     checkpoint.load(engine, path)
     saver.save(engine, config, 2)

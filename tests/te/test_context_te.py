@@ -64,7 +64,7 @@ def batches():
 
 
 def _read_and_trained(settings):
-    """Of each batch, with the same weights: log p, loss and gradients; then what routers saw."""
+    """Of each batch, with the same weights: log p, loss and gradients; then routers' inputs."""
     config = tiny(*settings)
     engine = Engine(config, start(config))
     found = []
@@ -101,7 +101,7 @@ def test_by_transformer_engines_exchange_they_read_and_train_as_one_rank_does(ca
 
 
 def _without_context_ranks(case, more):
-    """Of each batch what each rank finds; tensor ranks, which round their sums, are as many."""
+    """Of each batch the results of each rank; tensor ranks, which round their sums, are as many."""
     tensor = [setting for setting in case.parallel.split() if setting.startswith("tensor")]
     alone = Case(case.model, "", len(tensor) + 1, " ".join(tensor), 4)
     settings = (*alone.settings, *more)
@@ -174,7 +174,7 @@ def _masked():
     config = tiny("model.preset=tiny-dense", "model.kind=te")
     (chunk,) = build(config, start(config))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match="a mask says nothing to causal attention"):
+    with pytest.raises(ValueError, match="causal attention ignores masks"):
         chunk.decoder.layers[0](torch.zeros(4, 1, 64), attention_mask=mask)
 
 
@@ -185,5 +185,5 @@ def test_no_mask_is_left_out_silently():
 def test_documents_are_never_cut_as_one_text_is():
     _, packed = batches()
     group = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
-    with pytest.raises(AssertionError, match="would let documents see each other"):
+    with pytest.raises(AssertionError, match="would mix documents"):
         packed.sequences(ContextShare(group, attends=False))

@@ -123,7 +123,7 @@ def test_layers_at_the_ends_compute_in_bf16():
 
 
 def test_rows_of_experts_are_filled_up_in_two_ways_that_compute_nearly_the_same():
-    """Further tokens of weight 0 add nothing but their values to what sets an expert's scale."""
+    """Further tokens of weight 0 count in the scale of an expert by their values alone."""
     runs = [["fp8.recipe=tensorwise", f"fp8.expert_rows={way}"] for way in ("pad", "route")]
     padded, routed = runs_of("tiny-moe", 2, *runs)
     for (loss, norm), (other_loss, other_norm) in zip(padded, routed, strict=True):
@@ -142,7 +142,7 @@ def resumed(config, path):
     engine = Engine(config, start(config))
     checkpoint.load(engine, path)
     found = steps(engine, 3, 5)
-    checkpoint.load(engine, path)  # what goes back to a checkpoint is where it was, too
+    checkpoint.load(engine, path)  # a state that goes back to a checkpoint is where it was, too
     assert steps(engine, 3, 5) == found
     return found, weights_of(engine)
 
@@ -170,7 +170,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, se
 
 
 def went_on(config, path):
-    """What a run loads, and then its steps."""
+    """The weights that a run loads, and then its steps."""
     engine = Engine(config, start(config))
     progress = checkpoint.load(engine, path)
     loaded = weights_of(engine)

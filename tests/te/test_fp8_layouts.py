@@ -1,7 +1,7 @@
 """FP8 with layers that are computed again, pipeline and context ranks, and packed documents.
 
-As test_fp8.py: losses near those in bf16 of the same layout, and runs that go on to the bit. What
-is computed again is compared with what was kept. Kernels are stood in.
+As test_fp8.py: losses near those in bf16 of the same layout, and runs that go on to the bit.
+Recomputed activations are compared with kept ones. Kernels are stood in.
 """
 
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def trained(configs, count, packed):
 
 
 def run(case, *runs, count):
-    """What the first rank reports of each run, with further settings; kernels of each."""
+    """The first rank's results of each run, with further settings; kernels of each."""
     configs = [config_of(case.preset, *case.layout, *settings) for settings in runs]
     fused = "context_exchange" in case.parallel
     function, of_all = trained, (configs, count, case.packed)

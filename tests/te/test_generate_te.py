@@ -1,4 +1,4 @@
-"""Generation with layers of Transformer Engine says what it says with torch's, in every layout."""
+"""Generation with layers of Transformer Engine gives the same as with torch's, in every layout."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_what_is_generated_in_chunks_is_that_of_torchs_layers_and_scores_as_in_o
 
 
 def _exchanges():
-    """What brings tokens to experts where a model trains, and where it writes."""
+    """The dispatchers of tokens to experts where a model trains, and where it writes."""
     from megatron.core.transformer.moe import moe_layer
 
     specs.HAVE_DEEP_EP = True

@@ -14,7 +14,7 @@ from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options, Report
 
 
 def run(folder, *names):
-    """What each case checked, or why it was left out; in one process, one after the other."""
+    """The checks of each case, or why it was left out; in one process, one after the other."""
     options = Options("cpu", True, Path(folder), stand_in=True)
     cases = [case for case in plan.cases(tuple(plan.PARTS)) if case.name in names]
     return {case.name: _of(case, options) for case in cases}

@@ -1,4 +1,4 @@
-"""The stand-in for CUDA graphs refuses what waits for a GPU, or copies by the host, in a capture.
+"""The stand-in for CUDA graphs refuses waits for a GPU, and copies by the host, in a capture.
 
 On a CPU nobody waits, and much of it is none of torch's operations: each kind is tried here.
 """

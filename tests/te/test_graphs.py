@@ -52,7 +52,7 @@ def batch_of(step, data_rank, data_ranks, rows=8, length=LENGTH):
 
 
 def trained(config, change="", steps=6):
-    """What each of some steps reports, and gradients it leaves; at last weights, and how many
+    """Metrics of each of some steps, and the gradients it leaves; at last weights, and how many
     graphs each step has replayed. `change`: a function of this module that is called first, and
     may give one that makes a step's batch of the plain one."""
     from megatron_qwen3.parallel.runtime import start
@@ -227,7 +227,7 @@ def sixteen_once(engine):
 
 def loaded(config, folder):
     """The losses of five steps, and of the last two again from the checkpoint before them; how many
-    graphs each has replayed; what moved weights are called; what there is to log, twice; and
+    graphs each has replayed; names of moved weights; the text to log, twice; and
     whether other threads were held while graphs were captured."""
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.training import checkpoint, graphs, saver

@@ -1,4 +1,4 @@
-"""model.kind: which layers a run has, told once; what cannot be had is an error."""
+"""model.kind: the kind of a run's layers is logged once; a missing one is an error."""
 
 import os
 
@@ -129,7 +129,7 @@ def test_a_dispatcher_that_has_nothing_to_do_is_refused(settings, says):
 
 
 def _repeatable():
-    """The loss of the second of two equal steps of two equal engines; what the first one set."""
+    """The loss of the second of two equal steps of two equal engines; the settings of the first."""
     settings = config("model.kind=te", "train.precision=fp32", "run.deterministic=true")
     layout, losses = start(settings), []
     ids = torch.arange(8 * 33).view(8, 33) % 512

@@ -1,6 +1,6 @@
 """Layers of Transformer Engine train as torch's do on one rank, in every layout, in float32.
 
-What they are compared with is what tests/parallel compares its layouts with: two steps of rows,
+They are compared in the same results as the layouts of tests/parallel: two steps of rows,
 of which the second are packed documents; losses, gradient norms, gradients, updated weights and
 scores. Kernels are stood in.
 """

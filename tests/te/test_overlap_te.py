@@ -1,7 +1,7 @@
 """Tokens that travel beside another micro-batch's computation: the same steps as one by one.
 
-Streams are stood in, and run in the order of calls: what is proved is that layers which are taken
-apart compute and sum up what whole ones do, not that anything overlaps.
+Streams are stood in, and run in the order of calls: these tests prove that layers which are taken
+apart compute the same as whole ones, not that anything overlaps.
 """
 
 import functools
@@ -37,7 +37,7 @@ DELAYED = (*OVERLAP, "overlap.delay_weight_gradients=true")
 
 def trained(config):
     """Three steps, of whole rows, of documents, and of rows with padding: losses, gradient norms,
-    what the router reports, weights; then scores."""
+    the router's metrics, weights; then scores."""
     from megatron_qwen3.model.outputs import log_probs
     from megatron_qwen3.model.stretches import Stretches
     from megatron_qwen3.parallel.runtime import start
@@ -70,7 +70,7 @@ def asked(layout, *more):
 
 
 def run(layout, *more):
-    """What each rank reports."""
+    """The results of each rank."""
     fused = "gathered" in layout
     return run_te_ranks(trained, LAYOUTS[layout][0], asked(layout, *more), fused_attention=fused)
 
@@ -188,7 +188,7 @@ def test_activations_that_wait_on_the_host_are_those_that_come_back(layout, more
 
 
 def built(config):
-    """What buffers are asked for before the model, and the parts of a layer that send from them."""
+    """The buffers that are made before the model, and the parts of a layer that send from them."""
     from unittest.mock import patch
 
     from transformer_engine.pytorch.module import base
@@ -202,7 +202,7 @@ def built(config):
         given.append(buffers["shape"])
         base._ub_initialized = True  # which layers look for while they are made
 
-    os.environ["UB_SKIPMC"] = "1"  # what is stood in has no multicast
+    os.environ["UB_SKIPMC"] = "1"  # the stand-in has no multicast
     with patch.object(base, "initialize_ub", initialize):
         engine = Engine(config, start(config))
     base.destroy_ub()

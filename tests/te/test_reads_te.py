@@ -1,4 +1,4 @@
-"""What layers of Transformer Engine read: rows, and documents of which none sees another.
+"""Layers of Transformer Engine read rows, and documents of which none sees another.
 
 Logits are compared with those of torch's layers of the same fresh weights, in the same process, in
 float32, and in bf16 by the fused attention that is stood in.

@@ -1,4 +1,4 @@
-"""What other tests of this folder stand on: the stand-in for kernels, and ranks that have it."""
+"""The base of other tests of this folder: the stand-in for kernels, and ranks that have it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What stands in for Transformer Engine's compiled module in tests/te has its names and numbers."""
+"""The stand-in for Transformer Engine's compiled module in tests/te has its names and numbers."""
 
 import transformer_engine
 import transformer_engine_torch as compiled

@@ -75,7 +75,7 @@ def test_checkpoints_have_the_same_tensors_in_the_same_pieces(size, ranks):
         assert ours.shards.keys() == theirs.shards.keys()
         for key, shards in ours.shards.items():
             assert shards == theirs.shards[key], key
-        # What a module of Transformer Engine keeps of its scales is nothing that torch's has.
+        # A module of Transformer Engine keeps its scales, which torch's does not have.
         assert ours.states <= theirs.states
         assert all("._extra_state" in key for key in theirs.states)
 
@@ -117,7 +117,7 @@ def described(tree):
 
 
 def leaves(tree):
-    """What a description is made of, factories of several shards by what they make."""
+    """The parts of a description, factories of several shards by their products."""
     if isinstance(tree, dict):
         tree = tree.values()
     elif hasattr(tree, "build"):

@@ -1,4 +1,4 @@
-"""What several files of tests share.
+"""Fixtures that several files of tests share.
 
 `published_folder`: Qwen's published tokenizer, whose rebuilding takes seconds, made once;
 `tokenizer`: a small one of the words of `corpora.py`; `small_units`: a corpus of many parts.

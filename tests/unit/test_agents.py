@@ -1,4 +1,4 @@
-"""Rollouts of several turns: what the engine is asked, what tools say, and which ids come of it."""
+"""Rollouts of several turns: requests to the engine, tools' results, and the ids of both."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ def chat(tmp_path_factory):
 
 
 class Adder:
-    """Adds, and remembers who asked it what."""
+    """Adds, and remembers its calls and their callers."""
 
     tools = ADDS
     made = []
@@ -57,7 +57,7 @@ ADDERS = Environments(ADDS, Adder, 4)
 
 
 class Script:
-    """An engine that says what `say(number of the sample, turn, ask)` does, token by token."""
+    """An engine whose answers `say(number of the sample, turn, ask)` gives, token by token."""
 
     def __init__(self, chat, say, finish="stop"):
         self.chat, self.say, self.finish, self.asked, self.version = chat, say, finish, [], 0

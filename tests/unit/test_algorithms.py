@@ -1,4 +1,4 @@
-"""Files of algorithms set what their papers' formulas need, and go with the stages and models."""
+"""Files of algorithms set their papers' formulas, and go with the stages and models."""
 
 import tomllib
 from operator import attrgetter

@@ -1,4 +1,4 @@
-"""A judge of answers: what it is shown, what it is believed, and what its silence is worth."""
+"""A judge of answers: its prompt, the replies that count, and the score of its silence."""
 
 import json
 import re

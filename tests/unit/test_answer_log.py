@@ -1,4 +1,4 @@
-"""What was answered stays answered, whatever ends the run; what failed is asked again."""
+"""Answers outlive any end of the run; failed requests are sent again."""
 
 import json
 import os

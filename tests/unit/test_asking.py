@@ -1,4 +1,4 @@
-"""Which tasks are asked: shares, epochs, what is held out, modes, pass rates, going on."""
+"""The choice of tasks: shares, epochs, held-out ones, modes, pass rates, going on."""
 
 import json
 from collections import Counter
@@ -91,7 +91,7 @@ def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
 
 
 def test_sources_of_one_generator_hold_out_the_same_tasks():
-    """In two modes, for example: what one evaluates the other must not train on."""
+    """In two modes, for example: one must not train on tasks that the other evaluates."""
     settings = config("rollouts.held_out=0.2", "rollouts.eval_prompts=30", sources=("a", "b"))
     one, other = (SplitTasks.of(own, Tasks("p", None), 0.2) for own in settings.rollouts.tasks)
     trained = {number for number, *_ in islice(other.trained_from(0, 1), 400)}

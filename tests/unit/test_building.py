@@ -1,4 +1,4 @@
-"""Cold start, fusion and distillation with scripted models: what each keeps, drops and counts."""
+"""Cold start, fusion and distillation with scripted models: dialogs kept, dropped and counted."""
 
 import dataclasses
 import json
@@ -333,12 +333,14 @@ def test_a_run_that_makes_nothing_leaves_the_dialogs_of_the_one_before(work, tmp
 @pytest.mark.parametrize("left", ["command.json", "report.json", "results.json"])
 def test_a_folder_that_another_command_began_is_refused(tmp_path, left):
     (tmp_path / left).write_text('{"command": "evaluate", "version": 1}')
-    with pytest.raises(ConfigError, match="was begun by evaluate, and distill would overwrite"):
+    with pytest.raises(
+        ConfigError, match="was begun by evaluate, whose files distill would overwrite"
+    ):
         begin(tmp_path, "distill")
     (tmp_path / "new").mkdir()
     for _ in range(2):
         begin(tmp_path / "new", "distill")
-    with pytest.raises(ConfigError, match="was begun by distill, and fusion"):
+    with pytest.raises(ConfigError, match="was begun by distill, whose files fusion"):
         begin(tmp_path / "new", "fusion")
 
 

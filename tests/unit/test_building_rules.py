@@ -1,4 +1,4 @@
-"""What queries and answers are dropped for: each rule finds its fault, and good ones have none."""
+"""Rules that drop queries and answers: each finds its fault, and good ones have none."""
 
 import json
 

@@ -39,7 +39,7 @@ def encoder(request: pytest.FixtureRequest, trained: Path) -> ChatEncoder:
 
 
 def check_same(encoder: ChatEncoder, conversations: list[Any], enable_thinking: bool) -> None:
-    """The batch is what the reference gives, one by one."""
+    """The batch equals the reference's results, one by one."""
     expected, turns = [], []
     for messages, tools in conversations:
         try:
@@ -101,7 +101,7 @@ def replaced(value: Any, pairs: dict[str, str]) -> Any:
 
 
 def published_turns(messages: Any, tools: Any) -> list[str]:
-    """The turns of what the published template renders, by transformers, each with its end."""
+    """The turns of the published template's text, as transformers renders it, with their ends."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = FILE.read_text(encoding="utf-8")

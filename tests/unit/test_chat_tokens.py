@@ -1,4 +1,4 @@
-"""A conversation's tokens are those of its text, and what the model has to emit is trained."""
+"""A conversation's tokens are those of its text, and those that the model emits are trained."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def encoder(folder: Path) -> ChatEncoder:
 
 
 def trained_text(tokenizer: tokenizers.Tokenizer, encoded: EncodedChat) -> list[str]:
-    """What is trained, a text for each run of tokens that follow each other."""
+    """The trained tokens, a text for each run of them."""
     pairs = groupby(zip(encoded.ids, encoded.trained, strict=True), key=lambda pair: pair[1])
     runs = [[index for index, _ in run] for learnt, run in pairs if learnt]
     return [tokenizer.decode(run, skip_special_tokens=False) for run in runs]
@@ -139,7 +139,7 @@ def test_a_messages_text_neither_ends_a_turn_nor_opens_one(
 def test_what_a_tool_says_neither_ends_its_block_nor_thinks_nor_calls(
     tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer, encoder: ChatEncoder, results: Any
 ) -> None:
-    """Every tag among the ids is one of the format's, and the text is what the tools said."""
+    """Every tag among the ids is one of the format's, and the text is the tools' result."""
     added = set(tokenizer.get_added_tokens_decoder())
 
     def encoded(texts: Any) -> list[int]:

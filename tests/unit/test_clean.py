@@ -1,4 +1,4 @@
-"""Cleaning keeps what is good once, says what it drops and why, and survives bad input."""
+"""Cleaning keeps good documents once, lists dropped ones with reasons, and survives bad input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _write(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def _run(settings: CleanSettings) -> dict[str, dict[str, Any]]:
-    """All stages, here and in this process; what was kept, by id."""
+    """All stages, here and in this process; the kept documents, by id."""
     files = plan.find_files(settings)
     plan.begin(settings, files)
     for stage in stages.stages(settings, plan.input_bytes(files)):

@@ -1,4 +1,4 @@
-"""A cleaning does what its recipe says, in its order; by default, what the plain rules say."""
+"""A cleaning follows its recipe, in its order; by default, the plain rules."""
 
 from __future__ import annotations
 

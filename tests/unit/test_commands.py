@@ -127,7 +127,7 @@ except SystemExit as stop:
     assert done.returncode == 0, done.stderr
 
 
-# What the base install has not: the extras of setup.py, by the names that are imported.
+# Packages that the base install lacks: the extras of setup.py, by the names that are imported.
 WITHOUT = """
 import sys
 from megatron_qwen3.cli import commands
@@ -174,7 +174,7 @@ def test_a_command_whose_extra_is_missing_says_which(capsys):
 
 
 def setup_keywords():
-    """What setup.py calls setup() with, as source."""
+    """The arguments of setup.py's setup(), as source."""
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body[-1]
     assert isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Call)
     return {keyword.arg: keyword.value for keyword in tree.value.keywords}
@@ -199,7 +199,7 @@ def test_each_package_that_has_an_extra_is_in_it_and_not_in_the_base():
 
 
 def completed(line, tmp_path):
-    """What the shell is answered where TAB is typed after `line`."""
+    """The answer to the shell where TAB is typed after `line`."""
     answer = tmp_path / "answer"
     environment = {
         "_ARGCOMPLETE": "1",
@@ -291,7 +291,7 @@ def imports(path):
 
 
 def test_what_is_installed_has_every_package_and_file_and_the_command():
-    """What setup.py says; a wheel is made of that."""
+    """The package list of setup.py; a wheel is made of that."""
     told = {name: ast.unparse(value) for name, value in setup_keywords().items()}
     target = ast.literal_eval(told["entry_points"])["console_scripts"][0]
     assert target == f"mq3 = {commands.__name__}:{commands.start.__name__}"

@@ -102,7 +102,7 @@ def test_in_bfloat16_it_is_as_near_as_bfloat16_is(beta):
 @pytest.mark.parametrize("shared", [V - 1, 130])
 @pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 2048])
 def test_rows_of_padding_have_no_part_in_it(beta, shared, tile_bytes):
-    """Whatever stands in them, on either side: both softmaxes are over what both models know."""
+    """Whatever stands in them, on either side: both softmaxes are over tokens that both know."""
     student, teacher, labels = inputs(dtype=torch.float64)
     labels %= shared
     teacher[1][shared:] = 50.0

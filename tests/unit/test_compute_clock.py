@@ -1,4 +1,4 @@
-"""Forward and backward passes on a GPU are timed without a wait for what follows them."""
+"""Forward and backward passes on a GPU are timed without a wait for later work."""
 
 import pytest
 import torch

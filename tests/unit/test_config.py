@@ -138,7 +138,7 @@ def test_sources_can_be_given_on_the_command_line():
 def test_every_preset_fills_every_model_field():
     for preset in PRESETS.values():
         names = {f.name for f in dataclasses.fields(ModelConfig)}
-        # run.mode decides the head, and what is installed the kind.
+        # run.mode decides the head, and installed packages the kind.
         assert {"preset", "head", "kind", *preset} == names
 
 

@@ -1,4 +1,4 @@
-"""Which places of a row each context-parallel rank has."""
+"""The places of a row that each context-parallel rank has."""
 
 import golden
 import pytest

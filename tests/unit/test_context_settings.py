@@ -1,4 +1,4 @@
-"""Which exchange between context ranks a run can have: what cannot be had is told before it."""
+"""Exchanges between context ranks: one that a run cannot have is an error before it begins."""
 
 import pytest
 

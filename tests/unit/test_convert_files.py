@@ -1,4 +1,4 @@
-"""Conversion of files that are not what they should be: each is refused by name, none is run."""
+"""Conversion of wrong and damaged files: each is refused by name, none is run."""
 
 import json
 import os
@@ -547,7 +547,7 @@ def test_layers_that_trained_on_a_gpu_are_asked_for_by_nobody_who_reads_their_we
 
 
 def test_a_model_reads_as_far_as_its_rows_or_yarn_reach(ours, moe, tmp_path):
-    """A run's rows are told from what a conversion wrote by the name of a step's folder."""
+    """A run's rows are told from a conversion's by the name of a step's folder."""
     plain, stretched = RopeConfig(), RopeConfig(yarn_factor=4, yarn_original_length=64)
     rows = load([ours / "config.toml"]).data.sequence_length
     assert ModelSource(ours).reach(plain) == ModelSource(moe).reach(plain) == rows

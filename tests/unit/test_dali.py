@@ -1,4 +1,4 @@
-"""DALI reads what the thread reads, to the bit, and leaves no process behind.
+"""DALI reads the same as the thread, to the bit, and leaves no process behind.
 
 A pipeline takes a second or two to begin, so that a test begins one where it can.
 """

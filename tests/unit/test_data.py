@@ -1,4 +1,4 @@
-"""A sample depends on its number alone, holds what its place says, and bad inputs are told."""
+"""A sample depends on its number alone, holds the text of its place, and bad inputs are errors."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_no_query_is_kept_three_times():
 
 
 def by_cache(dual, at, rows, lengths):
-    """What the cache gives for each row's places: of prompts in one pass, then one by one."""
+    """Results by the cache at each row's places: of prompts in one pass, then one by one."""
     tables = SimpleNamespace(at=at, inv_freq=torch.zeros(()))
     longest, new = max(lengths), len(rows[0][0]) - lengths[0]
     time = Timeline(lengths, new, torch.device("cpu"), rows[0][0].dtype, dual)

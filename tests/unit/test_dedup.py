@@ -82,7 +82,7 @@ def _settings(inputs: list[Path], out: Path, **settings: Any) -> CleanSettings:
 
 
 def _run(settings: CleanSettings, parts: int = 1) -> tuple[list[str], Kept]:
-    """All stages; the ids of what was kept, in order, and what went for which."""
+    """All stages; the ids of kept documents, in order, and the kept one of each removed one."""
     files = plan.find_files(settings)
     size = max(plan.input_bytes(files), int(stages._DOCUMENTS_PER_PART * (parts - 0.5) * 650))
     listed = stages.stages(settings, size)  # first, as the command does: it refuses
@@ -160,7 +160,7 @@ def test_several_tasks_and_parts_find_what_one_finds(
 def test_a_cleaning_against_an_earlier_one_drops_what_one_of_both_would_drop(
     tmp_path: Path, tasks: int
 ) -> None:
-    """Also what is like a document that the earlier one dropped; each is kept for whom it names."""
+    """Also documents like one that the earlier cleaning dropped; the kept one is named for each."""
     documents = _families(30, 6, seed=1)
     old = _write(tmp_path / "old", documents[:110])
     new = _write(tmp_path / "new", documents[110:])
@@ -191,7 +191,7 @@ def test_a_third_cleaning_names_all_earlier_ones(tmp_path: Path) -> None:
     last = {name for name, _ in documents[96:]}
     assert kept == [name for name in whole if name in last]
     alone = _settings([parts[2]], tmp_path / "alone", against=(outs[1],))
-    with pytest.raises(ConfigError, match=f"out1 leaves out what {outs[0]} has; name that too"):
+    with pytest.raises(ConfigError, match=f"out1 leaves out documents of {outs[0]}; name that too"):
         _run(alone)
 
 
@@ -403,7 +403,7 @@ def test_two_cleanings_in_one_folder_at_once_leave_one_whole_result(
     tmp_path: Path, has_locks: bool
 ) -> None:
     """As of a job that a queue starts a second time; where there are no locks one may find that
-    what it reads is gone, for the result is there."""
+    its input is gone, for the result is there."""
     source = _write(tmp_path / "in", _families(30, 4, seed=5))
     whole = _settings([source], tmp_path / "one", tasks=3)
     expected = _run(whole)

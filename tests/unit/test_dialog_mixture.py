@@ -1,4 +1,4 @@
-"""Sets of a run of mode sft: what is held out, what a batch holds, what is refused and why."""
+"""Sets of a run of mode sft: held-out dialogs, the contents of a batch, errors with reasons."""
 
 import json
 from collections import Counter
@@ -161,7 +161,7 @@ def test_held_out_samples_too_few_to_judge_by_are_told(folder):
         mixture = DialogMixture(config_of(folder, f"sft.held_out={fraction}", names="a"))
         (source,), told = mixture.sources, " ".join(mixture.news())
         few = len(source.held_out_M)
-        assert (f"a: a loss of {few} held-out samples says little" in told) == (few < 10)
+        assert (f"a: a loss over {few} held-out samples means little" in told) == (few < 10)
         assert (few < 10) == (fraction < 0.1)
 
 

@@ -1,4 +1,4 @@
-"""What of a line of JSON is trained, and which lines are refused."""
+"""The trained part of a line of JSON, and lines that are refused."""
 
 from __future__ import annotations
 

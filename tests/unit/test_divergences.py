@@ -96,7 +96,7 @@ def test_where_the_rest_is_known_the_gradient_is_exact_however_little_is_left(
     bins = [with_rest(y[:, :K], y[:, K:].logsumexp(-1)) for y in (student, teacher)]
     got, q, p = gradient_of(forward_kl(*bins), x), student.detach().exp(), teacher.exp()
     torch.testing.assert_close(got[:, :K], (q - p)[:, :K], rtol=1e-9, atol=1e-14)
-    # All others together are pulled by the difference of what both sides leave to them.
+    # All others together are pulled by the difference of their probabilities on both sides.
     left = (q - p)[:, K:].sum(-1)
     torch.testing.assert_close(got[:, K:].sum(-1), left, rtol=1e-9, atol=1e-14)
 

@@ -66,7 +66,7 @@ def inline(page):
 
 
 def words_of(line):
-    """As a shell splits a line, without what goes to a file; none of a line that is no command."""
+    """As a shell splits a line, without redirections; none of a line that is no command."""
     line = re.sub(r"\[[^\]=]*(=[^\]]*)?…\]|…| > \S+$", "", line)  # [key=value …]
     try:
         return [] if line.startswith("error: ") else shlex.split(line, comments=True)
@@ -126,7 +126,7 @@ def test_commands_of_a_page_are_taken_by_their_parsers(page, monkeypatch, capsys
             parse(words, monkeypatch)
         told = capsys.readouterr().err
         is_taken = stop.type is Parsed or not stop.value.code
-        # A span may leave out what a command requires.
+        # A span may leave out required arguments.
         assert is_taken or (not call.is_whole and " required" in told), (call, told)
 
 

@@ -1,4 +1,4 @@
-"""Which places of packed documents each context rank has where Transformer Engine cuts them."""
+"""Transformer Engine's cut of packed documents: the places of each context rank."""
 
 from itertools import pairwise
 from types import SimpleNamespace

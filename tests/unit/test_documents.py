@@ -1,4 +1,4 @@
-"""Documents are read from every kind of file, and what is wrong with one costs no other."""
+"""Documents are read from every kind of file, and a fault of one costs no other."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_line_that_is_too_long_is_a_problem_wherever_the_file_is_cut(
 
 
 def peak_mb(code: str, *arguments: str) -> int:
-    """Most memory of a process of its own that runs the code, over what the imports take."""
+    """Most memory of a process of its own that runs the code, less that of the imports."""
     measure = (
         "import resource, sys\nfrom data_prep import documents\nfrom data_prep.documents import *\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nbefore = peak()\n"

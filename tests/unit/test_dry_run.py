@@ -1,4 +1,4 @@
-"""A dry run weighs what training would build: in closed form, for every size and layout."""
+"""A dry run weighs the tensors of training: in closed form, for every size and layout."""
 
 import contextlib
 import dataclasses

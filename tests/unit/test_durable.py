@@ -1,4 +1,4 @@
-"""After a power cut there is what was called saved, and the rows that go with it."""
+"""After a power cut every saved checkpoint is there, and the rows that go with it."""
 
 import os
 

@@ -197,7 +197,7 @@ def test_the_key_does_not_follow_a_redirection(status):
     with serving(lambda body, number: completion("stolen")) as (elsewhere, asked_there):
         sends_on = lambda h: send(h, status, b"", Location=elsewhere)  # noqa: E731
         found, _ = one(lambda body, number: sends_on)
-    assert found.error.startswith(f"status {status}: sends on to {elsewhere}") and not asked_there
+    assert found.error.startswith(f"status {status}: redirects to {elsewhere}") and not asked_there
 
 
 def test_the_key_is_sent_and_stands_in_no_error():
@@ -421,7 +421,7 @@ def test_the_only_model_is_taken_and_of_several_one_must_be_named():
         with pytest.raises(ConfigError) as error:
             answers(served(*names), model="")
         assert told in str(error.value)
-    with pytest.raises(ConfigError, match="which models it serves is not to be known"):
+    with pytest.raises(ConfigError, match="it does not list its models"):
         answers(lambda body, number: 404, model="")
 
 

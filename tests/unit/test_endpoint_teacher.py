@@ -96,7 +96,7 @@ SPOILED = {
     "none": (lambda reply, body: None, "the reply has no prompt_logprobs"),
     "html": (lambda reply, body: b"<html>busy</html>", "no JSON"),
     "no-prompt-logprobs": (lambda r, b: without(r, "prompt_logprobs"), "the endpoint is no vLLM"),
-    "other-ids": (other_ids, "came back, or others: it tokenizes anew"),
+    "other-ids": (other_ids, "came back, or others: it retokenizes"),
     "another-id-there": (
         lambda r, b: with_row(r, {"29": {"logprob": -1.0}}),
         "prompt_logprobs of token 1 say nothing of",
@@ -139,7 +139,7 @@ def test_a_reply_that_is_none_or_of_other_ids_stops_with_its_reason(name, tokeni
     with (
         served(change) as (address, _),
         EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher,
-        pytest.raises(ConfigError, match=f"{reason}.*start again, and it goes on"),
+        pytest.raises(ConfigError, match=f"{reason}.*start again to go on"),
     ):
         teacher.score([DialogSample(ids, np.array([False, True, True]))])
 

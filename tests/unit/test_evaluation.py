@@ -1,4 +1,4 @@
-"""Evaluations: what is asked, counted and told, with models that say what a function says."""
+"""Evaluations: requests, counts and messages, with models whose answers a function gives."""
 
 import json
 from contextlib import contextmanager
@@ -275,7 +275,7 @@ def test_lines_that_are_no_tasks_are_told_with_file_and_line(tmp_path):
 
 
 def test_no_set_has_the_name_of_all_together(tmp_path):
-    with pytest.raises(ConfigError, match="what all sets together are called"):
+    with pytest.raises(ConfigError, match="is the name of results over all sets"):
         read([write_tasks(tmp_path / "all")])
 
 
@@ -327,7 +327,7 @@ def test_tasks_that_are_none_are_refused(names, message):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Run the command with a model that says what a function says; its exit status."""
+    """Run the command with a model whose answers a function gives; its exit status."""
 
     def run(say, *more, count=4):
         @contextmanager
@@ -491,7 +491,7 @@ def test_a_folder_of_another_command_is_refused(command, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/report.json").write_text('{"command": "distill"}')
     assert command(solver) == 2
-    assert "was begun by distill, and evaluate would overwrite" in capsys.readouterr().err
+    assert "was begun by distill, whose files evaluate would overwrite" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert command(solver, "--out", tmp_path / "file") == 2
     assert "file is no folder; name another one" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Models of strangers: what their files ask for is not done, and what they claim is bounded."""
+"""Models of strangers: requests of their files are refused, and their numbers are bounded."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def change(path, **fields):
 
 
 def refusal(folder, out):
-    """What a conversion says, in one line."""
+    """The message of a conversion, in one line."""
     with pytest.raises(ConfigError) as error:
         stream.from_hf(folder, out)
     assert not out.exists() and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Settings of FP8: what goes together, what a chip has, and what is refused with the way out."""
+"""Settings of FP8: valid pairs, chips' abilities, and errors with the way out."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""How gate and up are stacked and cut, held to megatron-core's own and to a whole matrix."""
+"""The stacking and cutting of gate and up, held to megatron-core's own and to a whole matrix."""
 
 import pytest
 import torch

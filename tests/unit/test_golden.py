@@ -1,4 +1,4 @@
-"""Which cases of golden files are tested, and that those left out are named."""
+"""The choice of golden files' cases; those left out are named."""
 
 import json
 

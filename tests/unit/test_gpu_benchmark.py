@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what is known is on the disk, no case can end the others, aims are right."""
+"""benchmarks/gpu.py: results so far are on the disk, no case can end the others, aims are right."""
 
 import inspect
 import json
@@ -63,7 +63,7 @@ def sees(options, report):
 
 
 def has_ended(pid):
-    """Within what a busy machine needs; nobody may have asked how it ended."""
+    """Within the time that a busy machine needs; nobody may have asked how it ended."""
     try:
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -85,7 +85,7 @@ def case(function, part="part", name="", **settings):
 
 @pytest.fixture
 def ran(tmp_path):
-    """Runs cases; (what the record's file has of each by its name, in which order they ended)."""
+    """Runs cases; (entries of the record's file by name, the order in which cases ended)."""
 
     def run(cases, seconds=600.0, how="one way"):
         record, ended = Record.begun(tmp_path / "out", {"how": how}), []
@@ -368,7 +368,7 @@ def test_what_cannot_be_asked_of_the_command_is_one_line_before_anything_runs(tm
 
 
 def status_of(words):
-    """Of the command; what it does at SIGTERM goes with it."""
+    """Of the command; its handler of SIGTERM goes with it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         return gpu.main(words)

@@ -12,7 +12,7 @@ from megatron_qwen3.cli.commands import COMMANDS
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 
-# What several commands share is called and typed alike wherever it stands.
+# Options that several commands share have one name and one type everywhere.
 METAVARS = {
     "--field": "OURS=THEIRS",
     "--generator": "MODEL",
@@ -31,7 +31,7 @@ METAVARS = {
 PLACES = ("FILE", "FOLDER", "PREFIX")  # of --out, as what is written there
 # One word for what is not the same thing: a run or a job that goes before.
 OTHERWISE = {"--after", "--out", "--time"}
-# Commands that print what they find, which programs read too.
+# Commands whose output programs read too.
 WITH_JSON = {
     "plan",
     "memory",

@@ -1,4 +1,4 @@
-"""CUDA graphs by settings: what reaches megatron-core, and what is refused in one line."""
+"""CUDA graphs by settings: options of megatron-core, and errors in one line."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Guards without ranks: limits, what is left out, stop requests, slow ranks, advice."""
+"""Guards without ranks: limits, batches left out, stop requests, slow ranks, advice."""
 
 import os
 import signal

@@ -10,7 +10,7 @@ from megatron_qwen3.training.hang import Heartbeat, active_collective, recorded
 
 
 def recorder(*entries):
-    """What torch's recorders give: a text in JSON."""
+    """The output of torch's recorders: a text in JSON."""
     return lambda with_collectives, only_active: json.dumps({"entries": entries}).encode()
 
 

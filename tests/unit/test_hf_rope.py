@@ -1,4 +1,4 @@
-"""Positions in config.json: every spelling is read as what it means, or refused in one line."""
+"""Positions in config.json: every spelling is read rightly, or refused in one line."""
 
 import json
 import math

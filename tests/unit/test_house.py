@@ -1,4 +1,4 @@
-"""Where things may be asked and imported: the rules that keep the house in order."""
+"""Rules of the house: the places where things may be asked for and imported."""
 
 import ast
 import functools

@@ -1,6 +1,6 @@
 """IFEval's 25 instructions: our checkers, beside those that the field uses.
 
-Each row says what ought to be judged. if-verifiable, Google's own code, judges alike on all rows
+Each row has the right verdict. if-verifiable, Google's own code, judges alike on all rows
 but those of ARGUED, which say why it is wrong. It needs data of nltk to count sentences and words
 in capitals; there the rows stand alone.
 """
@@ -332,7 +332,7 @@ def test_an_instruction_is_followed_or_not(name, fields, text, expected):
 
 
 def theirs(name, fields, text):
-    """What if-verifiable says, where it says anything."""
+    """The verdict of if-verifiable, where it has one."""
     langdetect = pytest.importorskip("langdetect")
     registry = pytest.importorskip("if_verifiable.ifeval.instructions_registry")
     langdetect.DetectorFactory.seed = 0

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, what is told of the others, and what names they may have."""
+"""The files of a folder that are read, notes on the others, and valid names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What train.sbatch does with the ranks' exit statuses and with signals, and how it calls them.
+"""train.sbatch: its answer to the ranks' exit statuses and to signals, and how it calls them.
 
 srun and scontrol are pretended here, so that every way a run can end takes milliseconds;
 tests/slurm has the same script on a real SLURM.
@@ -34,7 +34,7 @@ case $1 in hostnames | show) printf 'node7\\nnode8\\n' ;; *) echo "$@" >> "$FOLD
 
 
 class Job:
-    """train.sbatch as SLURM starts it, with what the pretended programs noted."""
+    """train.sbatch as SLURM starts it, with the notes of the pretended programs."""
 
     def __init__(self, folder, *statuses, arguments=("STAGE.toml", "run.name=a b"), **environment):
         self.folder = folder

@@ -115,7 +115,7 @@ def test_what_is_judged_stays_within_its_quotation_marks(tmp_path, content):
     prompts = []
 
     def parrot(request, k):
-        """A judge that says what it read, as one that is fooled does."""
+        """A judge that repeats its input, as one that is fooled does."""
         prompts.append(request.messages[1]["content"])
         return content
 

@@ -1,4 +1,4 @@
-"""What documents bring besides text and labels stays with them, whatever it is made of."""
+"""Fields of documents besides text and labels stay with them, whatever their values."""
 
 from __future__ import annotations
 

@@ -178,9 +178,7 @@ def test_other_contents_of_a_source_are_refused_in_the_middle_of_a_run(
     ):
         record.prepare(config, 3)
     write(data / "web", 0, 1600)
-    with pytest.raises(
-        ConfigError, match=r"\(1,600 tokens, 1,500 then\); give back .*another name"
-    ):
+    with pytest.raises(ConfigError, match=r"\(1,600 tokens, 1,500 then\); restore .*another name"):
         record.prepare(config, 3)
     renamed = config_of(
         tmp_path, "run", {"new": f"{data}/web", "code": f"{data}/code"}
@@ -362,7 +360,7 @@ def test_a_run_of_version_1_whose_data_are_others_is_refused_in_a_line(
     old_run(tmp_path, "one")
     write(data / "web", 0, 1400)
     config = config_of(tmp_path / "runs", "one", paths(data, "web", "code"), 24, 3, (0.2, 0.8))
-    with pytest.raises(ConfigError, match=r"1,400 tokens, 1,500 then\); give back") as error:
+    with pytest.raises(ConfigError, match=r"1,400 tokens, 1,500 then\); restore") as error:
         record.prepare(config, 9)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""launch.py: mistakes are told before a job waits, and what is typed reaches the job as it is."""
+"""launch.py: mistakes are errors before a job waits, and arguments reach the job unchanged."""
 
 import os
 import shlex
@@ -38,7 +38,7 @@ echo "10$(grep -zc END "$RECORD")"
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A folder where a pretended sbatch and scancel write down what they are called with."""
+    """A folder where a pretended sbatch and scancel write down their arguments."""
     (tmp_path / "bin").mkdir()
     for name, text in (
         ("sbatch", SBATCH),

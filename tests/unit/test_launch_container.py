@@ -1,4 +1,4 @@
-"""Containers of jobs: all folders of a run are mounted, and what is missing is told before."""
+"""Containers of jobs: all folders of a run are mounted, and missing parts are errors before."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What the launcher says of a rank: half of it is an error in one line, before torch is asked."""
+"""A launcher's variables of a rank: an incomplete set is one line of error, before torch."""
 
 import socket
 
@@ -64,7 +64,7 @@ def test_one_rank_of_each_machine_says_what_is_wrong_there(monkeypatch, capsys, 
 
 
 def test_torchrun_ends_with_the_error_and_not_with_its_own_traceback_alone(tmp_path, monkeypatch):
-    """What torchrun prints last, made by torch's own classes from what a rank left it."""
+    """The last lines of torchrun, made by torch's own classes from a rank's record."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     monkeypatch.setenv("RANK", "1")  # whichever rank failed first

@@ -1,4 +1,4 @@
-"""Laws are recovered from losses that follow one, and say what they do not know."""
+"""Laws are recovered from losses that follow one, and name numbers that runs do not determine."""
 
 import dataclasses
 import math

@@ -3,8 +3,8 @@
 On a GPU each wait leaves the device idle until the processor has caught up, and a tensor that was
 made on the CPU stops the step. Here the engine of training runs its forward pass, backward pass and
 update on torch's meta device, by the code that a GPU runs: meta has shapes without bytes, refuses
-tensors of other devices, and cannot say what a number is. What the step asks of it all the same,
-`Answers` gives, and lists: the list is the test. Kernels are not run, so nothing here is a number.
+tensors of other devices, and cannot read a number. Where the step asks for one all the same,
+`Answers` gives it, and lists it: the list is the test. Kernels are not run: there are no numbers.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ SELECTIONS = (
 
 
 class Answers(TorchDispatchMode):
-    """Answers what meta tensors cannot, each a wait for a GPU, and counts it by who asked.
+    """Answers where meta tensors cannot, each a wait for a GPU, and counts answers by caller.
 
-    A number is 1, a copy to the host is ones, and what is as long as its values say takes all of
+    A number is 1, a copy to the host is ones, and a result as long as its values say takes all of
     them. Copies that nothing waits for (non_blocking) are not counted.
     """
 
@@ -129,7 +129,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 def step(monkeypatch, preset, *settings, rows=4, starts=None):
-    """What one training step asks of its device, and who: a count of each."""
+    """The questions of one training step to its device, and their callers: a count of each."""
     given = [f"model.preset={preset}", "train.steps=1", "train.precision=bf16"]
     given += ["data.sequence_length=32", "train.global_batch=4", "train.micro_batch=2"]
     config = load([], [*given, *settings])
@@ -144,7 +144,7 @@ def step(monkeypatch, preset, *settings, rows=4, starts=None):
     return answers.asked
 
 
-# What is trained at all, known before the first pass, and the report before the update.
+# The trained positions, known before the first pass, and the report before the update.
 STATED = {"a copy in _counts": 1, "a copy in _read": 1}
 
 

@@ -1,4 +1,4 @@
-"""What a run reports, and that a run killed at any byte leaves a record that the next one mends."""
+"""A run's reports; and a run killed at any byte leaves a record that the next one mends."""
 
 import contextlib
 import json

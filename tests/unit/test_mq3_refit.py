@@ -1,4 +1,4 @@
-"""What a server of vLLM checks of weights that arrive, before and while it takes them."""
+"""A server of vLLM checks arriving weights before and while it takes them."""
 
 import ast
 import sys
@@ -57,7 +57,7 @@ def table_of(tensors):
 
 
 class Worker(Refit):
-    """vLLM's, as far as it is asked. taken: what reached the model."""
+    """vLLM's, as far as it is used. taken: weights that reached the model."""
 
     def __init__(self, kind, rank=0):
         self.model = load([], ["train.steps=1", *MODELS[kind]]).model
@@ -163,7 +163,7 @@ def test_a_checksum_sees_every_bit_every_swap_and_the_length(dtype):
 
 
 def sent(buckets, workers, spoil=None):
-    """What each worker answers after the trainer sent these buckets by gloo."""
+    """Each worker's answer after the trainer sent these buckets by gloo."""
     size = 1 + len(workers)
     link = Link("127.0.0.1", 0, 0, size, "gloo", 30)
     tables = [table_of(bucket) for bucket in buckets]

@@ -1,4 +1,4 @@
-"""Texts that mean the same are the same characters afterwards, and none loses what it says."""
+"""Texts that mean the same are the same characters afterwards, and none loses its meaning."""
 
 from __future__ import annotations
 

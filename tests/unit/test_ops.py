@@ -271,7 +271,7 @@ def test_heads_of_bf16_are_normed_and_rotated_with_one_rounding_each():
 
 
 def test_the_gradient_of_a_probability_is_summed_in_float32_where_experts_are_bfloat16():
-    """Of small whole numbers, which bfloat16 holds; what they add up to needs more digits."""
+    """Of small whole numbers, which bfloat16 holds; their sum needs more digits."""
     rows, width, hidden = 6, 64, 8
     integers = lambda most, *shape: torch.randint(-most, most + 1, shape).float()  # noqa: E731
     up, down, grad = (

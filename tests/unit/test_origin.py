@@ -1,4 +1,4 @@
-"""What a run folder says of the settings that it was trained with."""
+"""A run folder's record of the settings that it was trained with."""
 
 import pytest
 

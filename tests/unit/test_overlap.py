@@ -382,7 +382,7 @@ def test_whose_adamw_is_built_is_what_is_asked_for(engine_there):
 
 
 def test_every_setting_of_overlap_is_read_by_what_megatron_core_is_told():
-    """Another value than usual changes what megatron-core is told: no setting is a mere word."""
+    """Another value than usual changes megatron-core's options: no setting is a mere word."""
     values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2, "cuda_graphs": SPARSE_GRAPHS}
     usual = asked(*SPARSE)
     for name, row in SETTINGS.items():

@@ -1,4 +1,4 @@
-"""A curriculum of packed text: whole rows of every source, and what texts they are made of."""
+"""A curriculum of packed text: whole rows of every source, and the texts in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module renders pages: what it is given becomes no markup, and no page needs a network."""
+"""One module renders pages: its input becomes no markup, and no page needs a network."""
 
 import ast
 import re

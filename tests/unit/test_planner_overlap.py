@@ -1,4 +1,4 @@
-"""What overlap, and the optimizer's types and place, change in the planner's rows: by formulas."""
+"""Effects of overlap, and of the optimizer's types and place, on the planner's rows."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Pipeline schedules: order, time and what is in flight, against closed forms."""
+"""Pipeline schedules: order, time and batches in flight, against closed forms."""
 
 import itertools
 

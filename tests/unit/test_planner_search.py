@@ -239,7 +239,7 @@ def test_plan_leaves_out_what_is_to_be_installed_unless_it_is_asked_for_it(capsy
 
 
 def test_a_picture_of_plans_has_no_colour_for_two_things(sparse, tmp_path, monkeypatch):
-    """Of both halves: what memory and what time are spent on."""
+    """Of both halves: the parts of memory and time."""
     drawn, barh = set(), Axes.barh
 
     def noted(self, *bars, color, label, **more):

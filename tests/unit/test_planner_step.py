@@ -1,4 +1,4 @@
-"""Memory and step time of a job: what must hold whatever the constants are."""
+"""Memory and step time of a job: properties for any constants."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The objective of a policy: what is not trained never counts, what starts equal stays equal."""
+"""The objective of a policy: untrained tokens never count, equal starts stay equal."""
 
 import dataclasses
 
@@ -129,7 +129,7 @@ def test_before_the_first_update_ratios_are_1_and_the_gradient_is_the_policys(se
 
 
 def test_every_log_prob_that_was_collected_moves_the_gradient():
-    """A reference, or what the sampler said, that is read and then left aside trains as well."""
+    """A reference, or the sampler's scores, that are read and then left aside train as well."""
     settings = config("rl.kl.coefficient=0.1", "rl.loss.importance_high=1.1")
     gradient = result(settings, batch(), numbers(5))[1]
     for name in batch().extra.keys() - {"sequence", "share"}:
@@ -220,7 +220,7 @@ def test_the_mismatch_of_trainer_and_sampler_is_told():
 
 @pytest.mark.parametrize("setting", EVERY_LOSS)
 def test_log_probs_of_now_stand_for_those_before_the_first_update(setting):
-    """Loss, gradient and metrics are what the batch gives that brings them along."""
+    """Loss, gradient and metrics equal those of the batch that brings them along."""
     now = numbers(1)
     brought = result(config(setting), batch(old_log_prob=now), now)
     without = batch()

@@ -1,4 +1,4 @@
-"""The replay of what was synced keeps that and nothing else."""
+"""The replay of syncs keeps synced files and nothing else."""
 
 import os
 from pathlib import Path

@@ -33,7 +33,7 @@ LAYOUTS = st.sampled_from(("by rows", "by columns", "part of a wider one"))
 
 
 def near(value: torch.Tensor, exact: torch.Tensor, terms: int) -> bool:
-    """Within what rounding leaves of a sum of products of normal numbers."""
+    """Within the rounding error of a sum of products of normal numbers."""
     return bool((value.double() - exact).abs().max() <= 2e-5 * terms**0.5)
 
 

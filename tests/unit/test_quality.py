@@ -1,4 +1,4 @@
-"""Rules drop what nobody wrote to be read, in languages with and without spaces, and in code."""
+"""Rules drop text not written to be read, in languages with and without spaces, and in code."""
 
 from __future__ import annotations
 

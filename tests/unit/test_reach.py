@@ -1,13 +1,13 @@
-"""How much of our own code a reader meets from an entry point on, by following imports.
+"""The amount of our own code that a reader meets from an entry point on, by following imports.
 
 Counted are all lines, blank ones and comments too, of each file of this checkout (megatron_qwen3/
 and, where it is imported, data_prep/) that an import statement leads to, wherever in a file it
-stands, in a function too, with the `__init__.py` of each package on the way. Not counted: what is
-imported for annotations alone (`if TYPE_CHECKING`), what is imported by a name that is computed,
+stands, in a function too, with the `__init__.py` of each package on the way. Not counted: modules
+imported for annotations alone (`if TYPE_CHECKING`), modules imported by a computed name,
 as `train` does with a mode's module (which is given here beside it), libraries, and tests.
 
 Whoever lowers a number writes the new limit here. Settings of every mode and their rules are met
-from each one, since a file of settings may hold any; they, and what every model computes with (as
+from each one, since a file of settings may hold any; they, and the code of every model (as
 attention of long texts, and Transformer Engine's layers and graphs with their rules), are the only
 reasons to raise it.
 """

@@ -1,4 +1,4 @@
-"""Who reads whom: rectangles and calls of kernels against the definition, place by place."""
+"""Reads of attention: rectangles and calls of kernels against the definition, place by place."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def definition(bounds, chunk):
 
 
 def painted(seen, queries, keys, is_causal, distance):
-    """`seen` with what one rectangle reads; nothing of it may have been read before."""
+    """`seen` with the places of one rectangle; none of them may have been read before."""
     own = seen[queries[0] : queries[1], keys[0] : keys[1]]
     assert own.numel()
     reads = torch.ones_like(own, dtype=torch.bool)

@@ -73,7 +73,7 @@ def config_of(
 
 
 class Delivered:
-    """What a run has trained on, step by step; steps done again replace those lost in a crash."""
+    """The samples of a run, step by step; steps done again replace those lost in a crash."""
 
     def __init__(self) -> None:
         self.steps: dict[int, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Documents are found by what they brought and taken out in place; every run goes on, none trains
+"""Documents are found by their fields and taken out in place; every run goes on, none trains
 on them, and a removal that is killed goes on."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def tokens_of(folder: Path) -> dict[Path, list[list[int]]]:
 
 
 def faults_of(folder: Path) -> list[str]:
-    """What `verify` says."""
+    """The output of `verify`."""
     cells = groupby(read_inventory(folder).cells, lambda cell: cell.path)
     return [fault for _, some in cells for fault in faults(folder, list(some))]
 
@@ -175,7 +175,7 @@ def test_the_mark_of_a_changed_page_is_that_of_before_only_as_the_removal_left_i
     assert np.array_equal(reader.tokens, expected)
     with open(f"{prefix}.bin", "r+b") as file:
         file.write(b"\1")
-    with pytest.raises(ConfigError, match="is not what the removal of documents from it left"):
+    with pytest.raises(ConfigError, match="was changed after documents were removed from it"):
         fingerprint.mark(prefix)
 
 
@@ -394,7 +394,7 @@ def test_a_removal_killed_at_any_point_goes_on_to_the_same_shards(
 
 
 def _is_safe(out: Path, was: dict[Path, list[list[int]]], whole: Path) -> None:
-    """What of a shard that opens is not as it was is not trained on."""
+    """Changed documents of a shard that opens are not trained on."""
     for prefix in prefixes(out):
         reader = IndexedReader(prefix)
         ranges = reader.removed.ranges.tolist() if reader.removed else []
@@ -421,7 +421,7 @@ def test_the_commands_find_remove_and_tell(
     assert not any(removed_from(p) for p in prefixes(shards))
     assert main(["remove", folder, url(5), *asked]) == 0
     out = capsys.readouterr().out
-    assert "removed " in out and "(--runs): what read them is not known" in out
+    assert "removed " in out and "(--runs): their readers are not known" in out
     assert main(["remove", folder, url(5), *asked]) == 0
     assert "removed before" in capsys.readouterr().out
     assert main(["find", folder, url(5), "--json"]) == 0

@@ -34,7 +34,7 @@ def write_run(folder, steps, first_loss, sources=("web",), sparse=False):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of two stages, with what was printed and the folder of pictures."""
+    """The page of two stages, with the printed lines and the folder of pictures."""
     tmp_path, printed = tmp_path_factory.mktemp("stages"), io.StringIO()
     stages = [
         write_run(tmp_path / "first", 100, 6.0, sources=("web", HOSTILE)),

@@ -1,4 +1,4 @@
-"""What some ids leave to all others: its value and slope are exact also where it is next to 0."""
+"""The probability that some ids leave to all others: value and slope are exact, also near 0."""
 
 from types import SimpleNamespace
 

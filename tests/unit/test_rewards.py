@@ -1,4 +1,4 @@
-"""Rewards of rollouts: parts, weights, what has no score, and that no bad answer hurts the run."""
+"""Rewards of rollouts: parts, weights, answers without a score; no bad answer hurts the run."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""The stages of reinforcement learning: they follow the stages before, and ask what there is."""
+"""The stages of reinforcement learning: they follow the stages before, and ask tasks that exist."""
 
 import json
 import os

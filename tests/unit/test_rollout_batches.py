@@ -1,4 +1,4 @@
-"""A batch on the first rank: what is kept, filled up again, left out, counted and written."""
+"""A batch on the first rank: groups kept, filled up again, left out, counted and written."""
 
 import json
 
@@ -33,7 +33,7 @@ class Judges:
 
 
 def rollout(ask, token, finish="stop", length=2):
-    """An answer that begins with a token, and what ends it."""
+    """An answer that begins with a token, and its end."""
     tokens = (token, *[0] * (length - 1)) if finish == "stop" else (token,)
     N = len(tokens)
     return Rollout(
@@ -252,7 +252,7 @@ def test_a_batch_without_any_advantage_is_told_also_where_it_is_trained(tmp_path
     record = answered(batch, [RIGHT, RIGHT, WRONG])
     assert record.is_trained_N.all() and not record.advantage_N.any()
     told = (
-        "batch 5: no answer has an advantage, so that no reward is learnt: the answers of each of "
+        "batch 5: no answer has an advantage, so rewards teach nothing: the answers of each of "
         "3 tasks were rewarded alike, 67% of them right: easier or harder tasks, more "
         "rollouts.samples or rl.refills help"
     )

@@ -31,7 +31,7 @@ OF_RL = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of 30 batches, its page, the page of one batch, and what was printed."""
+    """A run of 30 batches, its page, the page of one batch, and the printed lines."""
     home, printed = tmp_path_factory.mktemp("rl"), io.StringIO()
     records.write_run(home / "run", 30)
     out = home / "page.html"

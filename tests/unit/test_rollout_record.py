@@ -1,4 +1,4 @@
-"""Records of rollouts: what was written is read, and a damaged one is refused in a line."""
+"""Records of rollouts are read as written, and a damaged one is refused in a line."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Which batches a run that goes on samples again: none that it would sample otherwise."""
+"""The batches that a run which goes on samples again: none that it would sample otherwise."""
 
 from types import SimpleNamespace
 

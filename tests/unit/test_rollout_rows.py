@@ -1,4 +1,4 @@
-"""Rollouts as rows: every token once with what is said of it, equally many rows for all ranks."""
+"""Rollouts as rows: every token once with its numbers, equally many rows for all ranks."""
 
 from types import SimpleNamespace
 

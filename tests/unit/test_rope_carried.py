@@ -1,4 +1,4 @@
-"""How a model reads positions goes with it: to those who generate, teach, judge and serve it."""
+"""A model's settings of positions go with it, to generation, teachers, judges and servers."""
 
 import json
 

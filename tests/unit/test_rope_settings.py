@@ -1,4 +1,4 @@
-"""Settings of long texts: what goes together, and what is refused with the way out."""
+"""Settings of long texts: valid pairs, and errors with the way out."""
 
 import pytest
 

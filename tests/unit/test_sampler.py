@@ -12,7 +12,7 @@ from megatron_qwen3.generate.sampling import Sampling
 
 processors = pytest.importorskip("transformers.generation.logits_process")
 
-# Few different values, so that ties are everywhere, also at the edges of what is cut.
+# Few different values, so that ties are everywhere, also at the edges of cuts.
 LOGITS = st.one_of(st.integers(-4, 4).map(float), st.floats(-20, 20, width=32))
 SHARES = st.floats(0.01, 1.0) | st.sampled_from([0.25, 0.5, 0.75, 1.0])
 

@@ -1,4 +1,4 @@
-"""Programs in the sandbox: what they write, how they end, and that they leave nothing behind."""
+"""Programs in the sandbox: their output, how they end, and that they leave nothing behind."""
 
 import functools
 import os
@@ -333,7 +333,7 @@ def test_an_architecture_whose_calls_are_unknown_is_refused(monkeypatch):
 
 
 def test_the_bait_of_the_probe_is_there_to_be_taken():
-    """A probe that looks for what is not there would find every wall in place."""
+    """A probe for absent things would find every wall in place."""
     with needs_sandbox(), probe._bait(launch.Launcher.found(), ProgramLimits()) as told:
         assert os.path.isfile(told["file"]) and os.listdir(told["home"])
         assert told["variable"] in os.environ

@@ -1,6 +1,6 @@
-"""What programs try in order to get out, to stay, or to take the machine: none of it works.
+"""Attempts of programs to get out, to stay, or to take the machine: none of them works.
 
-Each attempt prints ESCAPED where it gets through what it tries. Whatever it prints, afterwards the
+Each attempt prints ESCAPED where it succeeds. Whatever it prints, afterwards the
 canaries outside are as they were, nothing of it runs on, and the sandbox serves the next program.
 """
 

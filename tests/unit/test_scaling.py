@@ -44,7 +44,7 @@ class Chunk(nn.Module):
 
 
 def saved_by(chunk):
-    """What megatron-core asks modules for, by the names that it is loaded with."""
+    """The attributes that megatron-core asks modules for, by the names that it is loaded with."""
     scaling.keep_plain(chunk)
     found = {"weight": torch.ones(2)}
     for name, module in chunk.named_modules():
@@ -116,7 +116,7 @@ def test_a_history_of_another_length_begins_anew_with_the_scales():
 
 
 def test_what_is_read_leaves_no_trace_in_a_history():
-    """Also of a module whose first pass it is; what a step noted itself stays."""
+    """Also of a module whose first pass it is; a step's own notes stay."""
     chunk = Chunk(linear=Scaled(fill=1), late=Scaled())
     before = tensors_of(chunk.linear)
     with scaling.untouched([chunk]):

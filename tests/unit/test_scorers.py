@@ -1,4 +1,4 @@
-"""What a teacher said of a batch of rollouts lies beside its record, and is that batch's."""
+"""A teacher's scores of a batch of rollouts lie beside its record, and are that batch's."""
 
 import contextlib
 
@@ -108,7 +108,7 @@ def test_what_another_teacher_said_is_asked_again(tmp_path, capsys):
             ServedScorer(config, 0).batch(record, rows_of(record))
         assert len(bodies) == len(rows_of(record).rollouts)
     told = capsys.readouterr().err
-    assert told.count(f"is what {first} said") == 1 and second in told
+    assert told.count(f"has the scores of {first}: ") == 1 and second in told
 
 
 @pytest.mark.parametrize("how", ["another top_k", "cut", "empty", "another zip"])
@@ -129,7 +129,7 @@ def test_what_is_of_another_batch_or_damaged_is_told_in_a_line(tmp_path, how):
             file.write_bytes(content)
         else:
             config = config_of(tmp_path, address, f"distill.top_k={K + 1}")
-        with pytest.raises(ConfigError, match=r"teacher\.npz: not what a teacher said .*remove it"):
+        with pytest.raises(ConfigError, match=r"teacher\.npz: no teacher's scores .*remove it"):
             ServedScorer(config, 0).batch(record, rows_of(record))
 
 

@@ -1,4 +1,4 @@
-"""Servers of vLLM of a node, for ranks on others: their share of the GPUs, and what becomes of them
+"""Servers of vLLM of a node, for ranks on others: their share of the GPUs, and their restart
 when they die."""
 
 import socket

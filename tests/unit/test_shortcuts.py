@@ -1,4 +1,4 @@
-"""The stand-ins of `cpu/shortcuts.py` do what they stand for."""
+"""The stand-ins of `cpu/shortcuts.py` compute the same as the originals."""
 
 import pytest
 import torch

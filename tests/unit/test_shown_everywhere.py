@@ -1,7 +1,7 @@
-"""What people are shown of text from outside goes through `shown.py`, everywhere in the tree.
+"""Text from outside is shown to people through `shown.py`, everywhere in the tree.
 
-`print`, Rich's tables, bars and consoles take constants, numbers with a format, and what the
-functions of `shown.py` give back; nothing else, so that no new line of output can forget it. Tables
+`print`, Rich's tables, bars and consoles take constants, numbers with a format, and results
+of `shown.py`'s functions; nothing else, so that no new line of output can forget it. Tables
 are made by `tables.py` alone, which escapes every cell.
 """
 
@@ -34,7 +34,7 @@ def is_safe(node):
             return is_safe(value)
         case ast.IfExp(test=ast.Call(func=ast.Name(id="isinstance"), args=[what, kind])):
             is_text = ast.unparse(kind) == "str" and ast.unparse(what) == ast.unparse(node.orelse)
-            return is_text and is_safe(node.body)  # what is no text was made elsewhere here
+            return is_text and is_safe(node.body)  # anything but text was made elsewhere here
         case ast.IfExp(body=body, orelse=orelse):
             return is_safe(body) and is_safe(orelse)
         case ast.BinOp(left=left, right=right):
@@ -61,7 +61,7 @@ def is_table(node):
 
 
 def faults_of(source):
-    """(line, what) of every place where text could be shown as it stands."""
+    """(line, source) of every place where text could be shown as it stands."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue

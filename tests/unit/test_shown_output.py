@@ -1,4 +1,4 @@
-"""What a label, a name or a model says is shown as text: no markup, no escapes, no forged lines."""
+"""Labels, names and models' words are shown as text: no markup, no escapes, no forged lines."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is whole, what is kept, what is found; and the file format."""
+"""Checkpoint folders: whole, kept and found ones; and the file format."""
 
 import random
 

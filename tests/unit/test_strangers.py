@@ -99,7 +99,7 @@ def test_no_job_is_queued_that_would_start_from_it(theirs, tmp_path, capsys, att
 
 
 def load_all(run_dir, bad):
-    """What a resume and a new stage say of each checkpoint."""
+    """The errors of a resume and of a new stage for each checkpoint."""
     config = settings(run_dir)
     engine = Engine(config, start(config))
     told = []
@@ -156,7 +156,7 @@ def test_an_object_of_two_faces_is_harmless_to_one_reader_and_not_to_the_other(
 
 
 def load_by_megatron(run_dir, bad):
-    """What megatron-core's own loader does with them, were it asked."""
+    """The effect of megatron-core's own loader on them, were it called."""
     del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
     config = settings(run_dir)
     template = Engine(config, start(config)).model.weights()
@@ -431,7 +431,7 @@ def called(tree):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
 
-# What is unpickled or run as code and is our own, or is within the sandbox.
+# Places that unpickle or run code which is our own, or within the sandbox.
 _OURS = (
     "first.py: pickle.loads",  # an error that this rank has pickled the moment before
     "code.py: exec",  # a function of our own table of tasks

@@ -1,4 +1,4 @@
-"""Where texts begin in rows: bounds, positions, runs and parts of them, by their definitions."""
+"""Beginnings of texts in rows: bounds, positions, runs and parts of them, by their definitions."""
 
 import pytest
 import torch

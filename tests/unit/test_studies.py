@@ -63,7 +63,7 @@ def study(tmp_path, text, kind, **changes):
 
 
 def write_run(point, loss=3.0, seconds=0.1, steps=None):
-    """What a run leaves behind."""
+    """The files of a run."""
     config = point.config
     config.run_dir.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "config.toml").write_text(to_toml(config))

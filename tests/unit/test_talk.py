@@ -1,4 +1,4 @@
-"""What is typed at the terminal reaches a conversation, and nothing typed ends it unasked."""
+"""Typed lines reach a conversation, and nothing typed ends it unasked."""
 
 import io
 import sys

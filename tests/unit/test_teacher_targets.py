@@ -1,4 +1,4 @@
-"""tools/build_dialogs.py teacher: what is refused before a teacher is asked, and what it leaves."""
+"""tools/build_dialogs.py teacher: errors before a teacher is asked, and its files."""
 
 import argparse
 import hashlib
@@ -58,7 +58,7 @@ def test_what_an_endpoint_says_lies_beside_the_set(dialogs, tokenizer, capsys):
             ["--teacher", "http://x/v1", "--temperature", "2", "--teacher-tokenizer", "."],
             "temperature 1 alone",
         ),
-        (["--teacher", "http://x/v1", "--teacher-tokenizer", "/"], "which tokenizer it has is not"),
+        (["--teacher", "http://x/v1", "--teacher-tokenizer", "/"], "its tokenizer is unknown"),
         (["--teacher", "/nowhere"], "no folder|no checkpoint"),
         (["--teacher", "http://x/v1", "--top-k", "0"], "top_k = 0; valid: at least 1"),
     ],

@@ -99,7 +99,7 @@ def test_a_corpus_is_tokenized_whole_and_the_run_says_so_once(
 
 
 def test_nothing_but_tokenizer_file_opens_a_tokenizer_json() -> None:
-    """So that what it clears is cleared everywhere: the rule, for modules yet to come."""
+    """So that its fields are cleared everywhere: the rule, for modules yet to come."""
     root = Path(tokenizer_file.__file__).resolve().parents[1]
     tops = ("data_prep", "megatron_qwen3", "tools")
     files = [file for top in tops for file in root.glob(f"{top}/**/*.py")]

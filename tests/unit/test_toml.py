@@ -27,7 +27,7 @@ READERS = {
     "a recipe of a cleaning": lambda path: clean_recipe.read(str(path), {}),
     "a cluster": lambda path: hardware.load(str(path)),
 }
-# For each what stands in a file: a key that nobody knows, and a known one of a wrong type.
+# For each the text of a file: a key that nobody knows, and a known one of a wrong type.
 MISTAKES = {
     "settings": ("[optim]\nweigth_decay = 1", "weight_decay", '[optim]\nlr = "fast"', "optim.lr"),
     "a study": ("modells = 3", "models", "steps = 1.5", "steps"),
@@ -44,7 +44,7 @@ MISTAKES = {
 
 
 def told(read, path):
-    """What is said of a file, which has to be one line that names it."""
+    """The error for a file, which has to be one line that names it."""
     with pytest.raises(ConfigError) as error:
         read(path)
     text = str(error.value)

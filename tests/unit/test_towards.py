@@ -1,4 +1,4 @@
-"""Objectives of on-policy distillation: whom they follow, what they leave alone, where they end."""
+"""Objectives of on-policy distillation: targets, tokens left alone, limits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What takes turns in the device's memory is gone in between, and comes back to the bit."""
+"""Tensors that take turns in the device's memory are gone in between, and back to the bit."""
 
 import numpy as np
 import pytest

@@ -72,7 +72,7 @@ def test_a_program_is_judged_by_what_it_does(spec, program, expected, reason):
     assert (found.score, reason in found.reason) == (expected, True), found
 
 
-# How programs pass tests without doing what is asked.
+# Programs that pass tests without solving the task.
 CHEATS = {
     "exits before the tests": "import sys; sys.exit(0)",
     "exits hard": "import os; os._exit(0)",
@@ -278,7 +278,7 @@ def test_time_of_the_program_is_wrong_and_a_failure_of_the_sandbox_is_no_score(m
 
 
 def test_a_program_that_was_ended_from_outside_is_no_verdict(monkeypatch):
-    """As by the kernel of a machine that is out of memory: what it would have said is not known."""
+    """As by the kernel of a machine that is out of memory: its verdict is not known."""
     run = process.run
 
     def ended(launcher, limits, job, is_stopped):

@@ -1,4 +1,4 @@
-"""Answers are judged in processes that a limit ends; what cannot be judged is counted, never 0."""
+"""Answers are judged in processes that a limit ends; unjudged ones are counted, never 0."""
 
 import os
 import signal

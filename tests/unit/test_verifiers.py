@@ -1,4 +1,4 @@
-"""Verifiers without mathematics and IFEval: what each accepts, refuses, and cannot judge."""
+"""Verifiers without mathematics and IFEval: answers accepted, refused, and not judged."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Ids in, ids out: what a server of vLLM is asked, and what is believed of its reply."""
+"""Ids in, ids out: requests to a server of vLLM, and checks of its reply."""
 
 import json
 

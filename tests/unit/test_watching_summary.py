@@ -1,4 +1,4 @@
-"""A batch of rollouts in numbers, against what can be counted by hand."""
+"""A batch of rollouts in numbers, against counts by hand."""
 
 import numpy as np
 import pytest

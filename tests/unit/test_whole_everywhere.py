@@ -1,4 +1,4 @@
-"""Who writes a file writes it whole, by `storage/whole.py`, or is known here to need no such."""
+"""Every file is written whole, by `storage/whole.py`, or is known here to need no such."""
 
 import ast
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""What the tests of vLLM start with: tiny models that it can run, an engine in ranks, a teacher.
+"""The base of vLLM's tests: tiny models that it can run, an engine in ranks, a teacher.
 
 folders = models(home, "moe", count=3)               # the same model with three sets of weights
 with engine_of(folders[0], python, home) as (engine, model): ...       # on a rank
 with teacher_of(folder, python, home) as address: ...
 
-A server takes twenty seconds of a core to start, and minutes where others want it. What fails is
-told at once, so all that waits here may wait long: SECONDS end what hangs.
+A server takes twenty seconds of a core to start, and minutes where others want it. A failure is
+told at once, so all that waits here may wait long: SECONDS end a hang.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
 
 
 def prepare():
-    """Of a rank: what servers inherit."""
+    """Of a rank: the environment that servers inherit."""
     os.environ |= ENVIRONMENT
 
 
@@ -126,7 +126,7 @@ def theirs(folder, rows, temperature=1.0):
 
 @torch.no_grad()
 def greedy(folder, prompt, tokens):
-    """What transformers goes on with, without an end."""
+    """The continuation by transformers, without an end."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     row = list(prompt)
     for _ in range(tokens):

@@ -1,4 +1,4 @@
-"""What goes wrong: a server is killed in the middle of a batch, or computes with what is old."""
+"""Faults: a server is killed in the middle of a batch, or computes with old weights or caches."""
 
 import os
 import signal
@@ -109,7 +109,7 @@ def thinking(budget, prompt):
 
 
 def watched(folders, python, home):
-    """Budgets kept; and what the check after a refit says of an old cache and of old weights."""
+    """Budgets kept; and the result of a refit's check for an old cache and for old weights."""
     found = {}
     with engine_of(folders[0], python, home) as (engine, model):
         engine.refit(version=1)
@@ -126,7 +126,7 @@ def watched(folders, python, home):
         forget, pause = Client.forget_prompts, Client.pause
         Client.forget_prompts = lambda self: None
         Client.pause = lambda self: self._ask("/pause?mode=wait&clear_cache=false", {}, dict)
-        with pytest.raises(ConfigError, match="does not compute what the model in training does"):
+        with pytest.raises(ConfigError, match="does not compute as the model in training does"):
             engine.refit(version=2)
         Client.forget_prompts, Client.pause = forget, pause
         engine.refit(version=3)

@@ -1,4 +1,4 @@
-"""Servers compute what the model in training does, after each of three refits, from any layout."""
+"""Servers compute as the model in training, after each of three refits, from any layout."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def asks():
 
 
 def refitted(folders, python, home, settings, way):
-    """Of each folder's weights: rollouts, greedy answers, and what the refit took."""
+    """Of each folder's weights: rollouts, greedy answers, and the refit's time."""
     found = []
     vllm = {"refit": way, "bucket_bytes": 20_000}
     with engine_of(folders[0], python, home, settings, 0.7, **vllm) as (engine, model):

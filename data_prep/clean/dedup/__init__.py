@@ -1,1 +1,1 @@
-"""Equal and nearly equal documents: found over all tasks, all but the first of a group dropped."""
+"""Finds equal and nearly equal documents over all tasks, and drops all but the first of a group."""

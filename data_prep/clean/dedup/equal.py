@@ -1,4 +1,4 @@
-"""Exact copies, by all 128 bits of their digests: the first pass, after which they are left aside.
+"""Finds exact copies by all 128 bits of their digests; the passes after it leave them aside.
 
 FindEqual: tasks that share the digests by their first bits; work/equal/TASK: COPY rows, for each
 task of this cleaning its own stretch.
@@ -83,7 +83,7 @@ def gather(
     low: int,
     high: int,
 ) -> tuple[Rows, Numbers]:
-    """The rows of all places whose keys are in [low, high), and whose documents they are.
+    """The rows of all places whose keys are in [low, high), and the numbers of their documents.
 
     Rows of equal keys are in the order of their documents once they are sorted stably.
     """
@@ -100,7 +100,7 @@ def gather(
 
 
 def firsts(is_new: np.ndarray[Any, np.dtype[np.bool_]]) -> Numbers:
-    """For each place in a row where the run that it is in begins; is_new: a run begins there."""
+    """For each place in a row the place where its run begins; is_new: a run begins there."""
     return np.maximum.accumulate(np.where(is_new, np.arange(len(is_new)), 0))
 
 

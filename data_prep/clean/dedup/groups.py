@@ -1,4 +1,4 @@
-"""Of each group of similar documents all but the first go; a group is what links join.
+"""Drops all but the first document of each group of similar ones; links join documents to groups.
 
 GroupPairs      one task: work/removed/TASK.npy for each task, COPY rows by document
 

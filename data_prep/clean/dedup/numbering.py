@@ -1,8 +1,8 @@
-"""Documents counted over all tasks: those of earlier cleanings first, so that they are the kept.
+"""Numbers documents over all tasks: those of earlier cleanings first, so that they are the kept.
 
     numbering = numbering_of(settings)
     numbering.places[numbering.place_of(numbers)]     # which task's files each is in
-    earlier = EarlierIndex.of(Path("runs/clean-2024"))       # what a cleaning left for later ones
+    earlier = EarlierIndex.of(Path("runs/clean-2024"))       # the index of an earlier cleaning
 
 A place is a task of this cleaning or of an earlier one; `work/` of the one and `index/` of the
 other have the same files: signatures, digests, bands, ids and id_ends, each TASK's own.
@@ -47,7 +47,7 @@ class TaskFiles(NamedTuple):
 @dataclass(frozen=True)
 class Numbering:
     """places: in the order of their documents; starts [places + 1]: the number of each one's
-    first document, and at last of all; own: which place is this cleaning's first task."""
+    first document, and at last the total; own: the index of this cleaning's first task."""
 
     places: tuple[TaskFiles, ...]
     starts: Numbers
@@ -60,7 +60,7 @@ class Numbering:
 
     @property
     def total(self) -> int:
-        """Of all documents."""
+        """Number of all documents."""
         return int(self.starts[-1])
 
     def place_of(self, numbers: Numbers) -> Numbers:
@@ -68,7 +68,7 @@ class Numbering:
         return np.searchsorted(self.starts, numbers, "right") - 1
 
     def by_place(self, numbers: Numbers) -> Iterator[tuple[int, Numbers]]:
-        """(place, which of the numbers are there) for each place that has some."""
+        """(place, those of the numbers that are there) for each place that has some."""
         places = self.place_of(numbers)
         order = np.argsort(places, kind="stable")
         cuts = np.flatnonzero(np.diff(places[order])) + 1
@@ -78,7 +78,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class EarlierIndex:
-    """What an earlier cleaning left: documents of each of its tasks, and how it signed them."""
+    """The index of an earlier cleaning: documents of each of its tasks, and its signatures."""
 
     out: Path
     documents: tuple[int, ...]
@@ -87,7 +87,7 @@ class EarlierIndex:
 
     @classmethod
     def of(cls, out: Path) -> EarlierIndex:
-        """ConfigError where the cleaning has not ended, or left none."""
+        """Read it. ConfigError where the cleaning has not ended, or left none."""
         if not (out / REPORT).exists():
             raise ConfigError(f"against: {out} holds no cleaning that has ended")
         if not (out / _CONTENT).exists():
@@ -123,7 +123,7 @@ def write_index(settings: CleanSettings) -> None:
 
 
 def earlier_documents(settings: CleanSettings) -> tuple[int, int]:
-    """Tasks and documents of earlier cleanings; ConfigError where one cannot be compared with."""
+    """Tasks and documents of earlier cleanings; ConfigError where one does not match this one."""
     named = {str(Path(path).resolve()) for path in settings.against}
     indices = [EarlierIndex.of(Path(path)) for path in settings.against]
     for index in indices:
@@ -134,20 +134,20 @@ def earlier_documents(settings: CleanSettings) -> tuple[int, int]:
             )
         if missing := [other for other in index.against if other not in named]:
             raise ConfigError(
-                f"against: {index.out} leaves out what {', '.join(missing)} has; name that too"
+                f"against: {index.out} leaves out documents of {', '.join(missing)}; name that too"
             )
     return sum(len(i.documents) for i in indices), sum(sum(i.documents) for i in indices)
 
 
 def count_documents(settings: CleanSettings) -> None:
-    """work/sizes.npy: how many documents each task signed, so that no later task asks them all."""
+    """work/sizes.npy: the number of documents that each task signed, for all later tasks."""
     own = (TaskFiles(settings.folder("work"), task) for task in range(settings.tasks))
     sizes = [len(load(place.file("signatures"))) for place in own]
     save(settings.folder(_SIZES), np.array(sizes, np.int64))
 
 
 def numbering_of(settings: CleanSettings) -> Numbering:
-    """Of the documents that were signed; `count_documents` has counted those of this cleaning."""
+    """The numbering of signed documents; `count_documents` has counted those of this cleaning."""
     places, sizes = list[TaskFiles](), list[int]()
     for index in map(EarlierIndex.of, map(Path, settings.against)):
         places += [TaskFiles(index.out / INDEX, task) for task in range(len(index.documents))]

@@ -1,4 +1,4 @@
-"""What is removed of a task's documents, and which document is kept instead of each.
+"""Lists the removed documents of a task, and the document that is kept instead of each.
 
     for document, is_equal, kept in removed_of(settings, task, equal_tasks): ...
 
@@ -22,7 +22,7 @@ _AT_ONCE = 1 << 17  # documents
 
 
 class RemovedDuplicate(NamedTuple):
-    """A document of the task that goes, why, and the id of the one that stays."""
+    """A removed document of the task, whether it is a copy, and the id of the one that stays."""
 
     document: int
     is_equal: bool
@@ -30,7 +30,7 @@ class RemovedDuplicate(NamedTuple):
 
 
 def removed_of(settings: CleanSettings, task: int, equal_tasks: int) -> Iterator[RemovedDuplicate]:
-    """All of a task, in order. OSError where the stages before have not ended."""
+    """All of a task, in order. Raises OSError where the stages before have not ended."""
     numbering = numbering_of(settings)
     copies = copies_of(settings, equal_tasks, task)
     near = _near(settings, task)
@@ -46,7 +46,7 @@ def removed_of(settings: CleanSettings, task: int, equal_tasks: int) -> Iterator
 
 
 def names_of(numbering: Numbering, numbers: Numbers) -> list[str]:
-    """The ids of documents; of one that an earlier cleaning removed, of whom it kept instead."""
+    """The ids of documents; for one that an earlier cleaning removed, the id that it kept."""
     names = [""] * len(numbers)
     for place, which in numbering.by_place(numbers):
         own = numbers[which] - numbering.starts[place]
@@ -60,7 +60,8 @@ def names_of(numbering: Numbering, numbers: Numbers) -> list[str]:
 
 
 def save_instead(settings: CleanSettings, task: int, removed: list[RemovedDuplicate]) -> None:
-    """index/instead/TASK.npy, instead_ids, instead_id_ends: for later cleanings, who was kept."""
+    """Write index/instead/TASK.npy, instead_ids, instead_id_ends: the kept ones, for later
+    cleanings."""
     place = TaskFiles(settings.folder("index"), task)
     names = [one.kept.encode() for one in removed]
     with new_rows(place.file("instead"), np.uint32) as numbers:
@@ -72,7 +73,7 @@ def save_instead(settings: CleanSettings, task: int, removed: list[RemovedDuplic
 
 
 def _near(settings: CleanSettings, task: int) -> Rows:
-    """What is like another document: nothing where only equal ones are looked for."""
+    """Documents that are like another one: none where only equal ones are removed."""
     if settings.similarity > 1:
         return np.zeros(0, COPY)
     return load(settings.file("work/removed", task, ".npy"))
@@ -92,7 +93,7 @@ def _lasting(settings: CleanSettings, numbering: Numbering, kept: Numbers) -> Nu
 
 
 def _instead(place: TaskFiles, own: Numbers) -> Iterator[tuple[int, str]]:
-    """(position, id) of those that the earlier cleaning removed."""
+    """(position, id of the kept one) of those that the earlier cleaning removed."""
     numbers = load(place.file("instead"))
     at = np.searchsorted(numbers, own)
     found = np.flatnonzero(at < len(numbers))

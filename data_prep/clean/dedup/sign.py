@@ -1,4 +1,4 @@
-"""What duplicates are found by: noted of each document, then sorted for who looks for pairs.
+"""Notes a digest and a signature of each document, by which duplicates are found, and sorts them.
 
 SignDocuments   a step of the first stage: digest, signature and name of each document
 SortBands       a task for each of those: the keys of each band, sorted, without exact copies
@@ -31,7 +31,7 @@ _KEY_BYTES = 1 << 29  # of keys that are made in one pass over the signatures
 
 
 class SignDocuments(PipelineStep):  # type: ignore[misc]
-    """Notes of each document that was not dropped, at 20 bytes of memory, work/KIND/TASK:
+    """Writes, at 20 bytes of memory for each document that was not dropped, work/KIND/TASK:
 
     signatures.npy: uint16 [D, bins]; digests: DIGEST, sorted; ids.npy, id_ends.npy: names end to
     end, and where each ends.
@@ -66,7 +66,7 @@ class SignDocuments(PipelineStep):  # type: ignore[misc]
 
 
 def save_digests(settings: CleanSettings, task: int, digests: bytes | bytearray) -> None:
-    """work/digests/TASK: 16 bytes of each document, end to end, as sorted DIGEST."""
+    """Write work/digests/TASK: 16 bytes of each document, end to end, as sorted DIGEST."""
     both = np.frombuffer(digests, "<u8").reshape(-1, 2)
 
     def rows(_: int) -> Rows:
@@ -78,7 +78,8 @@ def save_digests(settings: CleanSettings, task: int, digests: bytes | bytearray)
 
 
 class SortBands(PipelineStep):  # type: ignore[misc]
-    """work/bands/TASK: KEYED rows of each band, of documents that have units and are no copies."""
+    """Writes work/bands/TASK: KEYED rows of each band, of documents with units that are no
+    copies."""
 
     name, type = "Sort bands", "🫂 - DEDUP"
 

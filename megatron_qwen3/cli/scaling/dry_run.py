@@ -2,7 +2,7 @@
 
 The model, the gradient buffers and the distributed optimizer are those that training builds, on
 torch's meta device under a pretended process group; nothing is estimated. Ranks that hold equally
-much stand in one line. Activations are not in it: `plan` and `memory` say what they need.
+much stand in one line. Activations are not in it: `plan` and `memory` estimate them.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 Fits them to every run that can be compared, prints how well these are met and writes
 planner/calibration.toml. --leave-out then fits again without each source of runs, or each kind of
-GPU, in turn and predicts what was left out: that error is what to expect of runs that nobody has
-fitted. A fit takes some minutes of one core; one is made for each source or GPU.
+GPU, in turn and predicts the runs left out: that error is to be expected of runs that are not in
+the fit. A fit takes some minutes of one core; one is made for each source or GPU.
 """
 
 import argparse

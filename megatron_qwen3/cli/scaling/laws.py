@@ -1,10 +1,10 @@
 """scaling_study.py laws: scaling laws of loss, learning rate and batch from a ladder of small runs.
 
 `laws run` trains the ladder that a TOML file describes, on this machine or as SLURM job arrays
-(--submit, stage by stage), and fits; what is done is not run again. `laws fit` fits to run folders
-or to a CSV with the columns parameters, tokens, loss and, where known, compute, lr, batch_tokens,
-name, stage. Both print the laws, write a page with pictures, and with --model and --tokens say how
-to train a larger model.
+(--submit, stage by stage), and fits; finished runs are not run again. `laws fit` fits to run
+folders or to a CSV with the columns parameters, tokens, loss and, where known, compute, lr,
+batch_tokens, name, stage. Both print the laws, write a page with pictures, and with --model and
+--tokens say how to train a larger model.
 """
 
 import argparse

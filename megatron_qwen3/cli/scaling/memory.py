@@ -1,8 +1,8 @@
-"""scaling_study.py memory: what each pipeline rank of one configuration takes, part by part.
+"""scaling_study.py memory: memory of each pipeline rank of one configuration, part by part.
 
-Weights, gradients and optimizer are exact to the byte, activations are counted from the code, what
-lies outside torch's allocator is a rule of thumb (planner/README.md). Of modes whose model samples
-answers it is the moment of a step that needs most: an update, or sampling with its caches.
+Weights, gradients and optimizer are exact to the byte, activations are counted from the code, and
+memory outside torch's allocator is a rule of thumb (planner/README.md). Of modes whose model
+samples answers it is the moment of a step that needs most: an update, or sampling with its caches.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
         print(as_json({"pipeline_ranks": rows}))
         return 0
     own = [field.name for field in fields(Memory)]
-    # What no other mode has is shown where it takes something.
+    # Parts that no other mode has are shown where they take memory.
     names = [n for row in rows for n in row if n in own or any(r.get(n) for r in rows)]
     names = list(dict.fromkeys(names))
     lines = [["rank", *names]]

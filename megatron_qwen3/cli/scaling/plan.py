@@ -1,10 +1,10 @@
-"""scaling_study.py plan: which layout trains a model fastest on a cluster, and what it takes.
+"""scaling_study.py plan: the layouts that train a model fastest on a cluster, and their costs.
 
 Searches tensor, pipeline, virtual, context, expert and expert-tensor parallelism, micro-batch,
-recomputation and precision, as torch and megatron-core train them; --hypothetical adds what needs
-more to be installed. Prints the best layouts, and where memory and time of the chosen one go; --out
-writes the settings that train it, --plot draws all. Times are those of tuned kernels, as published
-runs have them; `validate` says how well they are met.
+recomputation and precision, as torch and megatron-core train them; --hypothetical adds layouts that
+need more to be installed. Prints the best layouts, and where memory and time of the chosen one go;
+--out writes the settings that train it, --plot draws all. Times are those of tuned kernels, as
+published runs have them; `validate` says how well they are met.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> None:
 
 
 def picture(name: str) -> Path:
-    """Where to draw, as an option says it."""
+    """The path of a picture, as an option gives it."""
     if not name.endswith((".png", ".svg", ".pdf")):
         raise argparse.ArgumentTypeError(f"{name} ends in none of .png, .svg, .pdf")
     return Path(name)
@@ -113,7 +113,7 @@ def run(given: argparse.Namespace) -> int:
 def _write(
     question: Question, plans: list[LayoutPlan], chosen: int, given: argparse.Namespace
 ) -> str:
-    """Write what was asked for; which files, or how to ask for them."""
+    """Write the requested files; which files, or how to get them."""
     files = []
     if given.out:
         overlay.write(plans[chosen], question, given.out)
@@ -129,7 +129,7 @@ def _write(
 
 
 def question_of(given: argparse.Namespace) -> Question:
-    """The question that the command line asks; ConfigError names what is wrong."""
+    """The question that the command line asks. Raises ConfigError for a wrong value."""
     for name in ("gpus", "seq", "global-batch", "tokens", *_PINS):
         value = getattr(given, name.replace("-", "_"))
         if value is not None and not 0 < value < math.inf:

@@ -2,10 +2,10 @@
 
 A study file names models, layouts and GPU counts, for weak scaling (constant work per GPU) and
 strong (constant work). Without --local the points that are not done yet become SLURM job arrays,
-one per GPU count; --submit hands them to sbatch (not twice: it does not see what waits in the
+one per GPU count; --submit hands them to sbatch (not twice: it does not see jobs that wait in the
 queue). With --local they run here, one after the other, with gloo ranks where there is no GPU.
-Points that are done are not run again, so a study may be interrupted and called again. Whatever is
-done is reported: efficiency curves, a law through each, and for hardware that the study names the
+Finished points are not run again, so a study may be interrupted and called again. All of them are
+reported: efficiency curves, a law through each, and for hardware that the study names the
 planner's prediction and the cost per token.
 """
 
@@ -32,7 +32,7 @@ _EXAMPLES = """examples:
   bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
   python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
 
-  # on a cluster: look at the arrays, submit them, and later the report of what is done
+  # on a cluster: look at the arrays, submit them, and later report on finished points
   python tools/scaling_study.py sweep examples/studies/sweep_h100.toml
   python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --submit
   python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --report
@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--local", action="store_true", help="run the points on this machine")
     how.add_argument("--submit", action="store_true", help="hand the job arrays to sbatch")
-    how.add_argument("--report", action="store_true", help="only report what is done")
+    how.add_argument("--report", action="store_true", help="only report on finished points")
     grammar.add_minutes(parser.add_argument, default=60)
     text = "page to write (default: {dir}/scaling.html)"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
@@ -130,7 +130,8 @@ def _report(
 
 
 def _note_machine(folder: Path) -> None:
-    """Say beside the runs what they ran on: curves over more ranks than cores show the machine."""
+    """Record the machine beside the runs: curves over more ranks than cores show the machine."""
+
     from megatron_qwen3.cores import cores
 
     folder.mkdir(parents=True, exist_ok=True)

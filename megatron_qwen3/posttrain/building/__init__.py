@@ -1,1 +1,1 @@
-"""Dialogs to train on, from queries and answers: cold start, fusion, distillation."""
+"""Builds training dialogs from queries and answers: cold start, fusion, distillation."""

@@ -1,4 +1,4 @@
-"""Answers that were paid for, on the disk as they come: `AnswerLog(path)`.
+"""Stores answers on disk as they arrive, so that none is paid for twice: `AnswerLog(path)`.
 
     with AnswerLog(out / "answers.jsonl") as log:
         key = key_of(generator.label, request)
@@ -6,11 +6,10 @@
         log.add(key, answers)               # on the disk when this returns
         log.answers(key)[: request.samples]
 
-A line is one request's answers, or some of them, or a note on a model. A line that a kill cut short
-is taken away when the file is opened; a damaged one is passed over, counted, and its request asked
-again. Where a request stands among others, what asks for it and where the model runs have no part
-in its key, so that what was answered stays answered under other filters, more samples or another
-address.
+A line has answers to one request, or a note on a model. A line that a kill cut short is removed
+when the file is opened; a damaged one is skipped and counted, and its request is sent again. The
+key of a request does not depend on its place among others, on its purpose, or on the model's
+address: answers stay valid under other filters, more samples or another address.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class _Line(NamedTuple):
 
 
 class AnswerLog:
-    """One file; `damaged` lines could not be read."""
+    """One file; damaged: number of its lines that could not be read."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.damaged = path, 0
@@ -58,20 +57,20 @@ class AnswerLog:
         self.close()
 
     def close(self) -> None:
-        """For who has several that come and go."""
+        """Close the file, for callers that use no `with`."""
         self._file.close()
 
     @property
     def bytes(self) -> int:
-        """Of the file."""
+        """Size of the file."""
         return os.fstat(self._file.fileno()).st_size
 
     def count(self, key: str) -> int:
-        """Answers that are there."""
+        """Number of stored answers."""
         return sum(line.answers for line in self._lines.get(key, ()))
 
     def answers(self, key: str) -> list[Answer]:
-        """All of a request, in the order in which they came."""
+        """All answers to a request, in order of arrival."""
         found: list[Answer] = []
         for line in self._lines.get(key, ()):
             data = os.pread(self._file.fileno(), line.size, line.start)
@@ -79,8 +78,7 @@ class AnswerLog:
         return found
 
     def add(self, key: str, answers: Sequence[Answer]) -> None:
-        """Keep answers; errors are none. OSError where the disk does not take them: then nothing
-        of them is there."""
+        """Store answers, not errors. OSError where writing fails: then none of them is stored."""
         kept = [(answer.text, answer.finish) for answer in answers if answer.finish != "error"]
         if not kept:
             return
@@ -88,18 +86,18 @@ class AnswerLog:
         self._lines[key].append(_Line(start, size, len(kept)))
 
     def note(self, label: str, notes: Sequence[str]) -> None:
-        """Keep what a person should know of a model's answers, each once."""
+        """Store warnings about a model's answers, each once."""
         for note in notes:
             if note not in self._notes[label]:
                 self._append({"model": label, "note": note})
                 self._notes[label].append(note)
 
     def notes(self, label: str) -> list[str]:
-        """All that was noted of a model, in this run and those before."""
+        """All notes on a model, of this run and earlier ones."""
         return list(self._notes.get(label, ()))
 
     def _append(self, row: dict[str, Any]) -> tuple[int, int]:
-        """One line, on the disk when this returns; where it begins and its bytes."""
+        """Write one line to disk; returns its offset and size in bytes."""
         data = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         start = self.bytes
         try:
@@ -131,14 +129,14 @@ class AnswerLog:
 
 
 def key_of(label: str, request: Request) -> str:
-    """What an answer is to: the model, and all of the request but how many samples."""
+    """The key of an answer: a digest of the model and of the request without its sample count."""
     asked = asdict(request) | {"samples": 0, "model": label}
     content = json.dumps(asked, sort_keys=True, default=dict)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _known(data: bytes) -> tuple[str, int] | None:
-    """Key and number of answers of a line that is whole."""
+    """Key and number of answers of a whole line of answers; else None."""
     try:
         row: Any = json.loads(data)
         answers = row["answers"]
@@ -151,7 +149,7 @@ def _known(data: bytes) -> tuple[str, int] | None:
 
 
 def _noted(data: bytes) -> tuple[str, str] | None:
-    """The model and the note of a line that is one."""
+    """The model and the note of a line with a note; else None."""
     try:
         row: Any = json.loads(data)
         found = row["model"], row["note"]

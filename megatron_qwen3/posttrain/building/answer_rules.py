@@ -1,13 +1,13 @@
-"""Which answers are fit to learn from: one function for each rule of Qwen3's cold start.
+"""Rules that an answer must pass to be trained: one function for each rule of Qwen3's cold start.
 
     rules = AnswerRules(settings, passages)
     judged = rules.judge(query, answer)
     judged.faults, judged.numbers          # [("repetition", "…")], {"repeated": 0.41}
 
-A fault is (reason, detail); the reason is one of few. The rules are those of the Qwen3 technical
-report, section 4.1 (arXiv 2505.09388): answers that are wrong, repeat themselves substantially,
-guess without deriving, contradict their thinking, mix languages or resemble validation items.
-Whether the final answer is right a verifier says, in another process (`checking.py`).
+A fault is (reason, detail), with one of a few reasons. The rules are those of the Qwen3 technical
+report, section 4.1 (arXiv 2505.09388): they drop answers that are wrong, repeat themselves
+substantially, guess without deriving, contradict their thinking, mix languages or resemble
+validation items. A verifier, in another process, checks the final answer (`checking.py`).
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from megatron_qwen3.posttrain.generators import Answer
 
 Fault = tuple[str, str]
 Numbers = dict[str, float]
-_RUN = 16  # units, or twice as many characters, that are no coincidence
+_RUN = 16  # units, or twice as many characters, whose repetition is no coincidence
 _GUESSES = re.compile(
     r"\b(?:i(?:'ll| will| would| can|'d)? (?:just |have to |only )*guess"
     r"|(?:just|random|wild|lucky) guess|guess(?:ing)? (?:randomly|at random|that the answer)"
     r"|pick (?:one )?at random)\b|瞎猜|随便猜|猜一个",
     re.IGNORECASE,
 )
-_END_CHARACTERS = 600  # of thinking, where a guess would be the conclusion
+_END_CHARACTERS = 600  # at the end of thinking, where a guess would be the conclusion
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """Bounds of what an answer may be."""
+    """Bounds on answers."""
 
     most_repeated: float = setting(
-        0.3, "share of an answer that may be passages that stood in it before", above=0
+        0.3, "largest share of an answer that may repeat its own passages", above=0
     )
-    most_loops: int = setting(8, "times that one passage may stand in an answer", at_least=1)
-    fewest_steps: int = setting(12, "words of thinking below which nothing is derived", at_least=0)
+    most_loops: int = setting(8, "most occurrences of one passage in an answer", at_least=1)
+    fewest_steps: int = setting(12, "fewest words of thinking that derive an answer", at_least=0)
     most_foreign: float = setting(
-        0.1, "share of an answer's letters in another language or script", at_least=0, at_most=1
+        0.1, "most letters of an answer, as a share, in another language", at_least=0, at_most=1
     )
     multilingual: tuple[str, ...] = setting(
         ("translation", "language"), "domains whose answers may mix languages", metavar="DOMAIN"
     )
     most_passages: int = setting(
-        0, "passages of 13 tokens that an answer may share with a validation item", at_least=0
+        0, "most passages of 13 tokens that an answer may share with a validation item", at_least=0
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class AnswerSettings:
 
 
 class JudgedAnswer(NamedTuple):
-    """faults: all that an answer has; language: of its thinking, or of the answer without any."""
+    """faults: of the answer; language: of its thinking, or of an answer without thinking."""
 
     faults: list[Fault]
     numbers: Numbers
@@ -74,7 +74,7 @@ class JudgedAnswer(NamedTuple):
 
 
 class AnswerRules:
-    """The rules that need the answer alone; passages: of validation items, None without any."""
+    """The rules that need only the answer; passages: of validation items, None without any."""
 
     def __init__(self, settings: AnswerSettings, passages: Passages | None) -> None:
         self._settings, self._passages = settings, passages
@@ -84,11 +84,11 @@ class AnswerRules:
         return LanguageUse()
 
     def prepare(self) -> None:
-        """Load the models of languages. ConfigError where they are not installed."""
+        """Load the language models. ConfigError where they are not installed."""
         self._languages.of("the models of languages are loaded with the first text " * 4)
 
     def judge(self, query: Query, answer: Answer, thinks: bool = True) -> JudgedAnswer:
-        """thinks: whether the answer is to have thinking, or to have none."""
+        """thinks: whether the answer must have thinking; otherwise it must have none."""
         numbers: Numbers = {
             "characters of thinking": len(answer.thinking),
             "characters of the answer": len(answer.content),
@@ -115,7 +115,7 @@ class AnswerRules:
         if max(shares) > self._settings.most_repeated:
             yield "repetition", f"{max(shares):.0%} stood there before"
         elif max(loops) > self._settings.most_loops:
-            yield "repetition", f"one passage stands there {max(loops)} times"
+            yield "repetition", f"one passage occurs {max(loops)} times"
 
     def _derivation(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
         units = split(answer.thinking)
@@ -149,12 +149,12 @@ class AnswerRules:
 
 
 def _form(answer: Answer, thinks: bool) -> Iterator[Fault]:
-    """Faults with which the other rules make no sense."""
+    """Faults after which the other rules would mean nothing."""
     if answer.finish == "length":
         yield "cut off", "the limit of tokens came first"
         return
     if not answer.content.strip():
-        yield "no answer", "nothing stands after the thinking"
+        yield "no answer", "no text follows the thinking"
         return
     opened, closed = answer.text.count(THINK), answer.text.count(END_THINK)
     if thinks and not answer.thinking.strip():
@@ -168,9 +168,9 @@ def _form(answer: Answer, thinks: bool) -> Iterator[Fault]:
 
 
 def repetition(units: Units) -> tuple[float, int]:
-    """The share of units in runs of 16 that stood there before, and how often one run stands there.
+    """The share of units in runs of 16 that occurred before, and the highest count of one run.
 
-    Of scripts without spaces a run has 32 characters.
+    In scripts without spaces a run has 32 characters.
     """
     size = 2 * _RUN if units.without_spaces else _RUN
     if len(units) <= size:

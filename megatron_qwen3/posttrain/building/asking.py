@@ -1,8 +1,8 @@
-"""Have requests answered that are not yet: `ask(generator, log, requests, steps)`.
+"""Gets the answers that are still missing: `ask(generator, log, requests, steps)`.
 
-What is answered is in the log when the next answer is waited for, so that a run that ends, for
-whatever reason, has lost nothing. Where one request after the other fails, the endpoint is dead:
-the run ends and says so, and the same command goes on.
+Each answer is in the log before the next one is waited for, so that a run which stops for any
+reason has lost nothing. Where one request after another fails, the endpoint is taken for dead: the
+run ends with a message, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
 
-MOST_FAILURES = 32  # in a row
+MOST_FAILURES = 32  # failed requests in a row
 
 
 class Dead(ConfigError):
-    """A generator that answers nothing any more; the text has its reason."""
+    """The generator no longer answers; the text has the reason."""
 
 
 class Failures(dict[int, str]):
-    """Why requests, by number, have fewer answers than samples."""
+    """By number of request, why it has fewer answers than samples."""
 
 
 def ask(
     generator: AnyGenerator, log: AnswerLog, requests: Sequence[Request], steps: Steps, title: str
 ) -> Failures:
-    """Have every request answered as often as it has samples; why some are not.
+    """Get as many answers to every request as it has samples; returns why some lack answers.
 
-    Dead after MOST_FAILURES failures without an answer between them, but for refusals: they are of
-    a request, and the same command would meet them again before it comes to the next. Dead at
-    once where the endpoint does not take the key.
+    Dead after MOST_FAILURES failures without an answer in between, refusals not counted: these are
+    due to their request, and the same command would meet them again before reaching later ones.
+    Dead at once where the endpoint rejects the key.
     """
     keys = [key_of(generator.label, request) for request in requests]
     missing = [n for n, (k, r) in enumerate(zip(keys, requests, strict=True)) if _left(log, k, r)]
@@ -59,7 +59,7 @@ def ask(
             if in_a_row >= MOST_FAILURES:
                 raise Dead(
                     f"{generator.label}: {in_a_row} requests in a row failed, the last with: "
-                    f"{errors[0].error}; what was answered is kept in {log.path}, and the same "
+                    f"{errors[0].error}; answers so far are kept in {log.path}, and the same "
                     "command goes on"
                 )
     for note in generator.notes:
@@ -69,7 +69,7 @@ def ask(
 
 
 def answers_to(generator: AnyGenerator, log: AnswerLog, request: Request) -> list[Answer]:
-    """As many as the request has samples, or as there are."""
+    """The stored answers of a request, at most its number of samples."""
     return log.answers(key_of(generator.label, request))[: request.samples]
 
 
@@ -80,7 +80,7 @@ def _left(log: AnswerLog, key: str, request: Request) -> int:
 def _rest(
     log: AnswerLog, keys: Sequence[str], requests: Sequence[Request], missing: Sequence[int]
 ) -> Iterator[Request]:
-    """What is missing of each, drawn otherwise than what is there."""
+    """Requests for the missing samples of each, with seeds other than those of stored answers."""
     for number in missing:
         request = requests[number]
         left = _left(log, keys[number], request)

@@ -1,7 +1,7 @@
-"""Whose a folder is that a command goes on with: `begin(folder, "distill")`.
+"""Marks an output folder with the command that began it: `begin(folder, "distill")`.
 
-Two commands that leave files of the same names in one folder would take each other's for theirs.
-The first one to begin leaves its name there, in command.json.
+Two commands that write files of the same names into one folder would take each other's files for
+their own. So the first one writes its name into command.json there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _RESULTS = ("report.json", "results.json")  # of builds and of evaluations
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """ConfigError where a file stands in the way of a folder that is to be made or used."""
+    """ConfigError where a file is in the way of a folder that is to be made or used."""
     for path in (folder, *folder.parents):
         if path.is_dir():
             return
@@ -26,19 +26,19 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def begin(folder: Path, command: str) -> None:
-    """Take the folder for a command. ConfigError where it is another one's."""
+    """Claim the folder for a command. ConfigError where another command began it."""
     if owner := _owner(folder):
         if owner != command:
             raise ConfigError(
-                f"--out {folder} was begun by {owner}, and {command} would overwrite what that "
-                "made; name another folder"
+                f"--out {folder} was begun by {owner}, whose files {command} would overwrite; "
+                "name another folder"
             )
         return
     write_whole(folder / MARK, [json.dumps({"command": command}).encode(), b"\n"])
 
 
 def _owner(folder: Path) -> str:
-    """The command of a folder; "" where nobody has begun it."""
+    """The command of a folder; "" where none began it."""
     if found := _table(folder / MARK).get("command"):
         return str(found)
     build, evaluation = (folder / name for name in _RESULTS)
@@ -48,7 +48,7 @@ def _owner(folder: Path) -> str:
 
 
 def _table(path: Path) -> dict[str, object]:
-    """A JSON file's table; empty where it is not there, or damaged."""
+    """A JSON file's table; empty where the file is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

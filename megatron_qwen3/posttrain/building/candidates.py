@@ -1,10 +1,10 @@
-"""Answers of a generator, drawn, judged and verified, query by query: rejection sampling.
+"""Rejection sampling: draws answers to queries, applies rules and verifiers, keeps those that pass.
 
     passed = draw(work, generator, queries, request_of, "answers with thinking")
     passed[0].query, passed[0].number, passed[0].pass_rate
 
-Every answer is counted in `work.outcomes` with its reason and its numbers, the first fault that it
-has; the others are in dropped.jsonl. Texts stay in files: only numbers are in memory.
+Every answer is counted in `work.outcomes` with its numbers under its first fault; faulty ones are
+written to dropped.jsonl. Texts stay in files: only numbers are in memory.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class DrawSettings:
         Request((), samples=self.samples, max_tokens=self.max_tokens, **said(self))
 
     def seed_of(self, query: Query) -> int:
-        """Of each query its own, so that no two are drawn with the same luck."""
+        """The query's own seed, so that draws of different queries are independent."""
         digest = hashlib.sha256(f"{self.draw_seed}/{query.id}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
     def request(self, query: Query, samples: int, thinks: bool) -> Request:
-        """What a query's answers are asked for with."""
+        """A request for answers to a query."""
         return Request(
             query.messages,
             query.tools or None,
@@ -67,7 +67,7 @@ def answers_there(
     request_of: Callable[[Query], Request],
     title: str,
 ) -> tuple[list[int], dict[int, str]]:
-    """How many answers each query has now, and of those with fewer than asked for the reason."""
+    """Number of answers of each query, and the reasons of queries with fewer than requested."""
     requests = [request_of(query) for query in queries]
     failures = ask(generator, work.log, requests, work.steps, title)
     return [len(answers_to(generator, work.log, request)) for request in requests], failures
@@ -81,9 +81,9 @@ def draw(
     title: str,
     is_final: bool = True,
 ) -> list[PassedAnswer]:
-    """The answers that pass all rules, and the verifier of queries that have one.
+    """The answers that pass all rules and, where the query has one, its verifier.
 
-    is_final: they are counted as kept; else the caller grades and counts them.
+    is_final: count them as kept; else the caller grades and counts them.
     """
     counts, failures = answers_there(work, generator, queries, request_of, title)
     for number, reason in sorted(failures.items()):
@@ -115,7 +115,7 @@ def _passing(
     ]
     verified = iter(work.checker.check([(q, answer) for q, _, answer in answers if q.verifier]))
     checked = [next(verified) if q.verifier else None for q, _, _ in answers]
-    right: dict[str, list[bool]] = {}  # of answers that were judged
+    right: dict[str, list[bool]] = {}  # verdicts by query
     for (query, _, _), verdict in zip(answers, checked, strict=True):
         if verdict is None or verdict.score is not None:
             right.setdefault(query.id, []).append(verdict is None or verdict.score == 1)
@@ -142,7 +142,7 @@ def _passing(
 def drop_answer(
     work: BuildWork, query: Query, answer: Answer, faults: Sequence[Fault], numbers: Numbers
 ) -> None:
-    """Count an answer that is left out under its first fault, and write down all of them."""
+    """Count a dropped answer under its first fault, and record all its faults."""
     told = [f"{name}: {detail}" if detail else name for name, detail in faults]
     work.outcomes.drop("answer", query, _first(faults), numbers, answer, detail="; ".join(told))
 
@@ -151,7 +151,7 @@ _WEIGHTIEST = ("wrong answer", VERIFIER_FAILED)
 
 
 def _first(faults: Sequence[Fault]) -> str:
-    """A wrong answer is told as that, whatever else it is, but for one that was never finished."""
+    """The fault to report: a wrong answer before all others, except an unfinished one."""
     names = [name for name, _ in faults]
     if names[0] in ("cut off", "no answer"):
         return names[0]
@@ -171,7 +171,7 @@ def _verdict_faults(verdict: Checked | None) -> list[Fault]:
 
 
 def taken_of(samples: Sequence[PassedAnswer], chosen: Sequence[int]) -> dict[str, dict[str, int]]:
-    """By domain: answers that passed, and those that were taken."""
+    """By domain: number of answers that passed, and of those taken."""
     counts: dict[str, dict[str, int]] = {}
     is_taken = set(chosen)
     for number, sample in enumerate(samples):

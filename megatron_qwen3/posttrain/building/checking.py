@@ -1,13 +1,13 @@
-"""Final answers judged by verifiers, and whether the thinking came to the same one.
+"""Verifies final answers, and checks that the thinking came to the same result.
 
     checker = Checker(verifiers)
     checker.check([(query, answer), …])       # a Checked for each, in order
 
-The thinking agrees with the answer where it states a result that the verifier takes for right, as
-the answer's is. What it states is its last box; without one what follows its last "the answer is",
-or the right side of an equation after that; without either the right sides of its last equations,
-or the answer's own words. Of kinds without a short final answer, and of thinking that states
-nothing, nothing can be said.
+The thinking agrees with a right answer where the verifier accepts a result that the thinking
+states. Such a result is its last box; without a box, the text after its last "the answer is" and
+the right side of equations after that; without either, the right sides of its last equations, or
+the answer's own words. For kinds without a short final answer, and for thinking that states no
+result, agreement is unknown.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SHORT_KINDS = ("math", "numeric", "choice", "exact")
 _SAID = re.compile(
     r"(?:answer(?: is|:|\s*=)|(?:答案|答え)\s*(?:是|为|為|は|：|:))\s*", re.IGNORECASE
 )
-# Where what is said ends.
+# The end of a stated result.
 _UP_TO = re.compile(r"[.!?](?=\s|$)|[,;]\s|\s+[-–—]+\s|\n|$|[。！？，、；]|です|である")
 _STATES = re.compile(r"\d|^\W*(?:[a-z]|\\\w+)\W*$", re.IGNORECASE)  # a number, letter or symbol
 _EQUALS = re.compile(r"=\s*([^=\n]{1,60}?)\s*(?=[.,;\n]|$)", re.MULTILINE)
 _AROUND = " *$`:"
 _LAST = 5  # equations that are looked at
-_LONGEST_SAID = 200  # characters
-_LONGEST = 40  # characters of an answer whose words are looked for
+_LONGEST_SAID = 200  # characters of a stated result
+_LONGEST = 40  # characters of an answer whose words are searched for
 
 
 Spec = Mapping[str, Any]
 
 
 class Checked(NamedTuple):
-    """score: the verifier's, None where it failed; agrees: None where nothing can be said."""
+    """score: the verifier's, None where it failed; agrees: None where unknown."""
 
     score: float | None
     reason: str
@@ -53,7 +53,7 @@ class Checker:
         self._verifiers = verifiers
 
     def check(self, asked: Sequence[tuple[Query, Answer]]) -> list[Checked]:
-        """Queries have a verifier; of right answers the thinking is compared."""
+        """Verify answers to queries with verifiers, and compare the thinking of right answers."""
         verdicts = self._verifiers.judge([(query.verifier, answer.text) for query, answer in asked])
         right = [n for n, verdict in enumerate(verdicts) if verdict.score == 1]
         agreeing = dict(zip(right, self._agreements([asked[n] for n in right]), strict=True))
@@ -63,7 +63,7 @@ class Checker:
         ]
 
     def _agreements(self, asked: Sequence[tuple[Query, Answer]]) -> list[bool | None]:
-        """Of each right answer; what the thinking states goes to the verifiers in one call."""
+        """For each right answer; all stated results go to the verifiers in one call."""
         stated_by = [_results(query, answer) for query, answer in asked]
         results = [found for found, _ in stated_by]
         specs = [
@@ -85,9 +85,9 @@ class Checker:
 
 
 def _results(query: Query, answer: Answer) -> tuple[list[str], bool]:
-    """What the thinking states, the last first, and whether it says that it is the answer.
+    """The results that the thinking states, the last first; whether it calls them the answer.
 
-    Nothing for kinds without a short answer.
+    Empty for kinds without a short answer.
     """
     if (query.verifier or {}).get("kind") not in SHORT_KINDS:
         return [], False
@@ -101,9 +101,10 @@ def _results(query: Query, answer: Answer) -> tuple[list[str], bool]:
 
 
 def _last_said(query: Query, thinking: str) -> tuple[int, list[str]]:
-    """What follows the last "the answer is" that states a result, and where it ends.
+    """The text after the last "the answer is" that states a result, and its end.
 
-    Of words, as in "the answer is clear", a verifier of formulas could say only that they are none.
+    Words that state none, as in "the answer is clear", are skipped: a verifier of formulas could
+    only reject them.
     """
     of_words = (query.verifier or {}).get("kind") == "exact"
     for match in reversed(list(_SAID.finditer(thinking))):
@@ -116,13 +117,13 @@ def _last_said(query: Query, thinking: str) -> tuple[int, list[str]]:
 
 
 def _as_answer(spec: Spec, result: str) -> str:
-    """As an answer that states this result and nothing else, which "exact" may want bare."""
+    """A text whose answer is this result, in the form that the verifier expects."""
     is_bare = spec.get("kind") == "exact" and spec.get("part", "whole") != "box"
     return result if is_bare else f"\\boxed{{{result}}}"
 
 
 def _is_said(answer: Answer) -> bool:
-    """Whether the answer's box stands in thinking, but for blanks and formatting."""
+    """Whether the thinking contains the answer's box, apart from blanks and formatting."""
     stated = boxes(answer.content)
     final = _bare(stated[-1]) if stated else ""
     if not final or len(final) > _LONGEST:
@@ -132,5 +133,5 @@ def _is_said(answer: Answer) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Blanks stay between words; dollars, braces and spacing of formulas go."""
+    """Text with blanks only between words, without dollars, braces and spacing of formulas."""
     return re.sub(r"\s+", " ", re.sub(r"\\[,;! ]|[${}*`]|\\(?:left|right|text|mathrm)\b", "", text))

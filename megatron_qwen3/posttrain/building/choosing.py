@@ -1,14 +1,14 @@
-"""Of the samples that passed, the fewest that cover, with no domain crowding out another.
+"""Chooses few samples that cover all features, with no domain crowding out another.
 
     chosen = choose(samples, ChoiceSettings(cover=3, balance=2.0))      # numbers, in order
 
-A sample has *features*: its source, language, difficulty and length, within its domain, and the
-words of its query that others of the domain have, too. In each domain samples are taken one by
-one, always the one that adds most (Nemhauser et al. 1978: within 1 - 1/e of the best of that many),
-until every feature is covered `cover` times, or as often as it can be. The largest number that a
-domain needs, divided by `balance`, is what every domain gets where it has as many.
+A sample has *features*: within its domain, its source, language, difficulty and length, and the
+words of its query that other queries of the domain share. In each domain samples are taken one by
+one, always the one that adds most (Nemhauser et al. 1978: within 1 - 1/e of the best choice of that
+size), until every feature is covered `cover` times, or as often as it can be. Every domain gets, as
+far as it has samples, at least the largest number that a domain needs, divided by `balance`.
 
-The result is a function of samples and settings: equal ones are told apart by their ids.
+The result is a function of samples and settings: ties are broken by ids.
 """
 
 from __future__ import annotations
@@ -24,22 +24,20 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.queries import Query
 
-_RAREST = 0.02  # of a domain's queries have a word that counts
+_RAREST = 0.02  # a word counts if this share of a domain's queries has it
 _COMMONEST = 0.5
 _STEPS_OF_DIFFICULTY = 4
 
 
 @dataclass(frozen=True)
 class ChoiceSettings:
-    """How many of the samples that passed are taken."""
+    """How many of the passing samples are taken."""
 
-    per_query: int = setting(1, "answers of one query that are taken, at most", at_least=1)
-    cover: int = setting(3, "samples that each feature is covered by", at_least=1)
-    balance: float = setting(
-        2.0, "times as many samples as any other that a domain may have", at_least=1
-    )
-    most_samples: int = setting(0, "samples in all; 0 is as many as cover", at_least=0)
-    everything: bool = setting(False, "take all that passed, at most per_query of a query")
+    per_query: int = setting(1, "most answers taken per query", at_least=1)
+    cover: int = setting(3, "samples that must cover each feature", at_least=1)
+    balance: float = setting(2.0, "largest ratio of two domains' numbers of samples", at_least=1)
+    most_samples: int = setting(0, "samples in all; 0: as many as cover", at_least=0)
+    everything: bool = setting(False, "take all that passed, at most per_query per query")
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -49,8 +47,8 @@ class ChoiceSettings:
 class PassedAnswer:
     """One answer that passed: the `number`-th of its query.
 
-    pass_rate: the share of the query's answers that were right; grade: how good it was found, 0 to
-    1; numbers: that it was judged by.
+    pass_rate: the share of the query's answers that were right; grade: quality, 0 to 1; numbers:
+    measured by the rules.
     """
 
     query: Query
@@ -63,12 +61,12 @@ class PassedAnswer:
 
     @property
     def key(self) -> str:
-        """An order of its own: neither that of the file nor that of the alphabet."""
+        """A sort key, a digest: independent of order in the file and of the alphabet."""
         return hashlib.sha256(f"{self.query.id}\0{self.number}".encode()).hexdigest()
 
 
 def choose(samples: Sequence[PassedAnswer], settings: ChoiceSettings) -> list[int]:
-    """Numbers of the samples that are taken, ascending."""
+    """Numbers of the chosen samples, ascending."""
     of_domain: dict[str, list[int]] = defaultdict(list)
     for number in _best_of_queries(samples, settings.per_query):
         of_domain[samples[number].query.domain].append(number)
@@ -83,8 +81,8 @@ def choose(samples: Sequence[PassedAnswer], settings: ChoiceSettings) -> list[in
 
 
 def _best_of_queries(samples: Sequence[PassedAnswer], per_query: int) -> list[int]:
-    """Of each query's answers the best, and of those the ones of middle length first: neither
-    terse nor rambling."""
+    """The best answers of each query; among equals, those of middle length first, as neither terse
+    nor rambling."""
     of_query: dict[str, list[int]] = defaultdict(list)
     for number, sample in enumerate(samples):
         of_query[sample.query.id].append(number)
@@ -103,8 +101,8 @@ def _order(
 ) -> tuple[list[int], int]:
     """Numbers, those that add most first, and how many of them cover every feature.
 
-    Gains only fall while samples are taken, so a gain that was computed before is a bound: only the
-    best of a heap is computed anew (Minoux 1978).
+    Gains only fall while samples are taken, so an earlier gain is an upper bound: only the top of a
+    heap is computed again (Minoux 1978).
     """
     features = _features(samples)
     left = Counter[Hashable](f for own in features for f in own)
@@ -127,7 +125,7 @@ def _order(
 
 
 def _features(samples: Sequence[PassedAnswer]) -> list[list[Hashable]]:
-    """What each sample of a domain stands for."""
+    """The features of each sample of a domain."""
     words = [set(split(sample.query.text).hashes.tolist()) for sample in samples]
     having = Counter(word for own in words for word in own)
     fewest, most = max(2.0, _RAREST * len(samples)), max(2.0, _COMMONEST * len(samples))
@@ -144,7 +142,7 @@ def _features(samples: Sequence[PassedAnswer]) -> list[list[Hashable]]:
 
 
 def _shares(domains: Mapping[str, tuple[int, int]], settings: ChoiceSettings) -> dict[str, int]:
-    """Samples of each domain, of how many there are and how many it needs."""
+    """Samples to take of each domain, from the numbers it has and needs."""
     largest = max((needed for _, needed in domains.values()), default=0)
     least = -(-largest // settings.balance)
     wanted = {d: min(there, max(needed, int(least))) for d, (there, needed) in domains.items()}

@@ -1,12 +1,12 @@
-"""Data of a cold start: few queries that need thinking, with answers that are worth learning from.
+"""Builds the data of a cold start: few queries that need thinking, with good answers.
 
     rows, about = build(work, queries, ColdStartModels(generator, direct, judge), settings, choice)
 
 After section 4.1 of the Qwen3 technical report (arXiv 2505.09388). Queries are dropped that cannot
-be verified, ask several things, resemble validation items, or are answered rightly without
-thinking. Of each that is left, answers are drawn with thinking, and dropped by `answer_rules.py`
-and the query's verifier. What is taken is the least that covers (`choosing.py`): the stage is there
-to show how one thinks, and what is right is learned after it.
+be verified, ask several questions, resemble validation items, or are answered correctly without
+thinking. To the others answers with thinking are drawn, and filtered by `answer_rules.py` and the
+query's verifier. The fewest that cover are taken (`choosing.py`), since this stage teaches the form
+of thinking; correctness is learned later.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _VERIFIED_AT_A_TIME = 512
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """Which queries are worth thinking about."""
+    """Settings to select queries that need thinking."""
 
     direct_tries: int = setting(
-        4, "answers without thinking, of which none may be right; 0 asks for none", at_least=0
+        4, "answers without thinking, of which none may be right; 0 skips this test", at_least=0
     )
     direct_tokens: int = setting(4096, "tokens of such an answer", at_least=1)
-    several_questions: bool = setting(False, "keep queries that ask several things")
+    several_questions: bool = setting(False, "keep queries that ask several questions")
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -54,7 +54,7 @@ class QuerySettings:
 
 @dataclass(frozen=True)
 class ColdStartModels:
-    """generator: thinks; direct: answers without thinking; judge: None where nobody judges."""
+    """generator: answers with thinking; direct: without; judge: None without a judge."""
 
     generator: AnyGenerator
     direct: AnyGenerator
@@ -68,7 +68,7 @@ def build(
     settings: tuple[QuerySettings, DrawSettings, ChoiceSettings],
     passages: Passages | None,
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """The rows of dialogs, and what to report besides `work.outcomes`."""
+    """The rows of dialogs, and entries of the report besides `work.outcomes`."""
     of_queries, of_draws, of_choice = settings
     left = fit(work, queries, passages, is_verified=True, is_one=not of_queries.several_questions)
     left = _judged(work, left, asked.judge)
@@ -91,7 +91,7 @@ def build(
 
 
 def _judged(work: BuildWork, queries: Sequence[Query], judge: Judge | None) -> list[Query]:
-    """The queries of which a judge says that they are one question with one answer."""
+    """The queries that the judge takes for one question with one answer."""
     if judge is None:
         return list(queries)
     kept, rulings = [], judge.questions(queries)
@@ -114,7 +114,7 @@ def _needing_thought(
     settings: QuerySettings,
     of_draws: DrawSettings,
 ) -> list[Query]:
-    """The queries to which no answer without thinking is right, in as many tries."""
+    """The queries to which none of several answers without thinking is right."""
     if not settings.direct_tries:
         return list(queries)
 
@@ -147,7 +147,7 @@ def _needing_thought(
 
 
 class _Tries(NamedTuple):
-    """Of one query's answers without thinking: how many, how many right, how many not verified."""
+    """Counts of one query's answers without thinking: all, right, unverified."""
 
     answers: int
     right: int
@@ -169,7 +169,8 @@ def _tried(
             verdicts = iter(work.verifiers.judge(asked))
             for query, own in both:
                 scores = [(next(verdicts).score, answer.thinking.strip()) for answer in own]
-                # A model may think although it is asked not to: that solves nothing without.
+                # A model may think although asked not to: then it did not solve the query without
+                # thinking.
                 right = sum(score == 1 and not thinking for score, thinking in scores)
                 tries = _Tries(len(own), right, sum(score is None for score, _ in scores))
                 yield query, tries

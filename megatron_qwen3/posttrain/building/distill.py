@@ -1,11 +1,11 @@
-"""Data of off-policy distillation: a teacher's answers in both modes, as dialogs.
+"""Builds the data of off-policy distillation: a teacher's answers in both modes, as dialogs.
 
     rows, about = build(work, queries, teacher, (DistillSettings(), draws, flags), passages)
 
-A small student learns both modes from a large one's texts (Qwen3 technical report, section 4.5).
-Each query is answered with thinking, without, or both ways; answers that the rules find fault in,
-or a query's verifier takes for wrong, are left out. Flags are put in as in `fusion.py`: without
-them the student could not know which of its teacher's two voices is asked for.
+A small student learns both modes from a large model's texts (Qwen3 technical report, section 4.5).
+Each query is answered with thinking, without, or both; answers with faults, or wrong by the query's
+verifier, are left out. Flags are inserted as in `fusion.py`: without them the student could not
+tell which mode is requested.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MODES = {"both": (True, False), "thinking": (True,), "non-thinking": (False,)}
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """What a teacher is asked for."""
+    """Settings of the teacher's answers."""
 
-    modes: str = setting("both", "in which the teacher answers", choices=tuple(_MODES))
-    per_query: int = setting(1, "answers of one query in one mode, at most", at_least=1)
-    unverified: bool = setting(False, "keep answers that a query's verifier takes for wrong")
+    modes: str = setting("both", "modes in which the teacher answers", choices=tuple(_MODES))
+    per_query: int = setting(1, "most answers of one query in one mode", at_least=1)
+    unverified: bool = setting(False, "keep answers that a query's verifier finds wrong")
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -47,7 +47,7 @@ def build(
     settings: tuple[DistillSettings, DrawSettings, FlagSettings],
     passages: Passages | None,
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """The rows of dialogs, and what to report besides `work.outcomes`."""
+    """The rows of dialogs, and entries of the report besides `work.outcomes`."""
     of_teacher, of_draws, of_flags = settings
     left = fit(work, queries, passages, is_verified=False, is_one=False)
     for query in left:

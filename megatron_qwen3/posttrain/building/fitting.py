@@ -1,7 +1,7 @@
-"""Which queries are asked at all: `fit(work, queries, passages, is_verified=True, is_one=True)`.
+"""Drops unfit queries: `fit(work, queries, passages, is_verified=True, is_one=True)`.
 
-Equal ones are asked once, but for case, blanks and punctuation; those that a validation item is
-found in are not asked, nor those that say themselves whether to think.
+Queries that differ only in case, blanks and punctuation are asked once. Queries that contain a
+validation item, or a flag to think or not, are not asked.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def fit(
     is_verified: bool,
     is_one: bool,
 ) -> list[Query]:
-    """The queries that no rule leaves out.
+    """The queries that no rule drops.
 
-    passages: of validation items. is_verified: only those that have a verifier; one that is none is
-    a fault anyway. is_one: only those that ask one thing.
+    passages: of validation items. is_verified: drop queries without a verifier; an invalid verifier
+    is a fault in any case. is_one: drop those that ask several questions.
     """
     kept: list[Query] = []
     seen: dict[bytes, str] = {}
@@ -41,7 +41,7 @@ def fit(
     for query in queries:
         units = split(query.conversation).hashes.tobytes()
         numbers = several_questions(query.text)
-        # A line whose verifier is wrong is told as that, and stands in no other one's way.
+        # A query with a wrong verifier is reported as such, and does not hide its duplicates.
         if fault := fault_of.get(query.id):
             work.drop_query(query, "not verifiable", fault)
             continue

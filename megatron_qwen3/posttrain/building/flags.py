@@ -1,13 +1,12 @@
-"""Dialogs with `/think` and `/no_think`, made of answered queries: `fused(samples, settings)`.
+"""Builds dialogs with `/think` and `/no_think` from answered queries: `fused(samples, settings)`.
 
-Each sample is a conversation and an answer in one mode. Its flag stands in the user's text or in a
-system message; some thinking samples have none, since thinking is what a model does unasked. Some
-samples become turns of one dialog: the modes change from turn to turn, turns that go on in the same
-mode may leave the flag out, and where several flags stand in a turn the last wins. Every turn is
-held to `chat.soft_switch` here.
+Each sample is a conversation and an answer in one mode. Its flag is in the user's text or in a
+system message; some thinking samples have none, since thinking is the default. Some samples become
+turns of one dialog: modes change from turn to turn, a turn in the same mode as before may have no
+flag, and the last of several flags in a turn counts. Every turn is checked by `chat.soft_switch`.
 
-All of it is a function of the samples, the settings and the seed. Whether a sample stands alone and
-where its flag is are drawn for it alone, whatever else is in the set.
+The result is a function of the samples, the settings and the seed. A sample's own draws decide
+whether it is joined to others and where its flag is, whatever else is in the set.
 """
 
 from __future__ import annotations
@@ -23,31 +22,29 @@ from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
 
-Mode = Literal["thinking", "non-thinking"]  # as tokenized sets name them
+Mode = Literal["thinking", "non-thinking"]  # names in tokenized sets
 _FLAGS: dict[Mode, str] = {"thinking": "/think", "non-thinking": "/no_think"}
 
 
 @dataclass(frozen=True)
 class FlagSettings:
-    """Where flags stand, and how many dialogs have several turns."""
+    """Places of flags, and the share of dialogs with several turns."""
 
     flagged_thinking: float = setting(
-        0.5, "share of thinking samples that have a flag", at_least=0, at_most=1
+        0.5, "share of thinking samples with a flag", at_least=0, at_most=1
     )
-    system_flags: float = setting(
-        0.15, "share of flags that stand in a system message", at_least=0, at_most=1
-    )
+    system_flags: float = setting(0.15, "share of flags in a system message", at_least=0, at_most=1)
     joined: float = setting(
-        0.2, "share of samples that become turns of dialogs of several", at_least=0, at_most=1
+        0.2, "share of samples that become turns of longer dialogs", at_least=0, at_most=1
     )
-    most_turns: int = setting(4, "queries of such a dialog", at_least=2)
+    most_turns: int = setting(4, "most queries of such a dialog", at_least=2)
     several_flags: float = setting(
         0.2,
         "share of flagged turns with other flags before the one that counts",
         at_least=0,
         at_most=1,
     )
-    seed: int = setting(0, "of all that is drawn", at_least=0)
+    seed: int = setting(0, "seed of all draws", at_least=0)
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -55,7 +52,7 @@ class FlagSettings:
 
 @dataclass(frozen=True)
 class Answered:
-    """A query and its `number`-th answer in a mode; `answer()` reads it from where it is kept."""
+    """A query and its `number`-th answer in a mode; `answer()` reads it from the log."""
 
     query: Query
     mode: Mode
@@ -68,7 +65,7 @@ class Answered:
 
 
 def fused(samples: Sequence[Answered], settings: FlagSettings) -> Iterator[dict[str, Any]]:
-    """Rows of dialogs: every sample once, in an order of its own."""
+    """Rows of dialogs: every sample once, in a drawn order."""
     order = sorted(samples, key=lambda sample: _draws(settings, sample.key, "order").random())
     can_join = [s for s in order if _joins(s, settings)]
     alone = [s for s in order if not _joins(s, settings)]
@@ -81,7 +78,7 @@ def fused(samples: Sequence[Answered], settings: FlagSettings) -> Iterator[dict[
 
 
 def _joins(sample: Answered, settings: FlagSettings) -> bool:
-    """Whether a sample may be a turn among others: one user's message and nothing around it."""
+    """Whether a sample becomes a turn among others; its query must be one user's message alone."""
     is_simple = len(sample.query.messages) == 1 and not sample.query.tools
     return is_simple and _draws(settings, sample.key, "joined").random() < settings.joined
 
@@ -110,8 +107,9 @@ def _dialog(samples: Sequence[Answered], settings: FlagSettings) -> dict[str, An
 
 
 def _add_query(messages: list[dict[str, Any]], query: Query) -> Iterator[Mode]:
-    """The query's messages, and the modes of answers that it brings: a flag before each that is in
-    another mode than is in force, so that none is trained to do what nobody asks for."""
+    """Append the query's messages; yields the modes of the answers that it contains. An answer in
+    another mode than the one in force gets a flag before it, so that no turn trains an unrequested
+    mode."""
     for message, after in zip(query.messages, [*query.messages[1:], None], strict=True):
         if after is not None and message["role"] == "assistant" and after["role"] == "user":
             mode: Mode = "thinking" if reasoning_and_content(message)[0].strip() else "non-thinking"
@@ -123,8 +121,8 @@ def _add_query(messages: list[dict[str, Any]], query: Query) -> Iterator[Mode]:
 
 
 def message_of(answer: Answer, mode: Mode) -> dict[str, Any]:
-    """The assistant's message, thinking and answer apart; no thinking is "", which is rendered as
-    the empty think block that the model has to write."""
+    """The assistant's message, thinking and answer apart; no thinking is "", rendered as the empty
+    think block that the model has to write."""
     thinking = answer.thinking if mode == "thinking" else ""
     return {"role": "assistant", "reasoning_content": thinking, "content": answer.content}
 
@@ -132,10 +130,10 @@ def message_of(answer: Answer, mode: Mode) -> dict[str, Any]:
 def _flag(
     messages: list[dict[str, Any]], mode: Mode, draws: random.Random, settings: FlagSettings
 ) -> None:
-    """Put flags into the last user's message, or before all into the system's, as the mode needs.
+    """Put flags into the last user's message, or at the top into the system's, for this mode.
 
-    A flag may be left out where what is in force already gives the mode: nothing said, or the last
-    flag of an earlier turn.
+    The flag may be left out where the mode is already in force: by default, or by the last flag of
+    an earlier turn.
     """
     flag = _FLAGS[mode]
     in_force = thinks(messages) == (mode == "thinking")
@@ -160,12 +158,12 @@ def _flag_system(messages: list[dict[str, Any]], flag: str) -> None:
 
 
 def _with(text: str, flag: str, draws: random.Random) -> str:
-    """A flag that another one overrules, before the text or after it."""
+    """The text with a flag, before or after it, that a later flag overrules."""
     return f"{flag} {text}" if draws.random() < 0.5 else f"{text} {flag}"
 
 
 def has_flag(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a query says itself how it is to be answered."""
+    """Whether a query contains a flag of its own."""
     return soft_switch(messages) is not None
 
 

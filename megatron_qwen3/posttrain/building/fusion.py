@@ -1,11 +1,11 @@
-"""Data of the fusion of both modes: `build(work, thinking, plain, asked, settings, passages)`.
+"""Builds the data that fuses both modes: `build(work, thinking, plain, asked, settings, passages)`.
 
-After section 4.3 of the Qwen3 technical report (arXiv 2505.09388). Thinking answers are drawn from
-the model of the stage before, on the queries of the cold start, and those that the verifier takes
-for right are kept: so the model goes on thinking as it does. Answers without thinking are to other
-queries (code, mathematics, instructions, translation, writing, roles), drawn from the same model or
-another, and graded: by the query's verifier, or by a judge with a checklist made for the query.
-Then `flags.py` makes dialogs of both.
+After section 4.3 of the Qwen3 technical report (arXiv 2505.09388). Answers with thinking are drawn
+from the model of the stage before, on the cold start's queries, and kept where the verifier accepts
+them: so the model keeps its way of thinking. Answers without thinking are to other queries (code,
+mathematics, instructions, translation, writing, roles), drawn from the same model or another, and
+graded by the query's verifier, or by a judge with a checklist made for the query. Then `flags.py`
+makes dialogs of both.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from megatron_qwen3.posttrain.generators import AnyGenerator, Request
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """How much there is of what."""
+    """Shares of the two kinds of answers, and how those without thinking are graded."""
 
     thinking_share: float = setting(
-        0.5, "of all samples that think, where there are enough", above=0, at_most=1
+        0.5, "share of thinking samples, where there are enough", above=0, at_most=1
     )
     plain_samples: int = setting(4, "answers without thinking to each query", at_least=1)
     plain_tokens: int = setting(8192, "tokens of such an answer", at_least=1)
     plain_shares: tuple[str, ...] = setting(
         (),
-        "of the samples that do not think: code=0.3 writing=0.2; the others share the rest",
+        "domains of samples without thinking: code=0.3 writing=0.2; others share the rest",
         metavar="DOMAIN=SHARE",
     )
     checklist_share: float = setting(
-        0.8, "of a checklist that an answer must do", above=0, at_most=1
+        0.8, "share of its checklist that an answer must meet", above=0, at_most=1
     )
     rules_alone: bool = setting(
         False, "keep answers that no verifier and no judge grades, where rules find no fault"
@@ -60,7 +60,7 @@ class FusionSettings:
 
 @dataclass(frozen=True)
 class FusionModels:
-    """generator: thinks; plain: answers without; judge: None where nobody judges."""
+    """generator: answers with thinking; plain: without; judge: None without a judge."""
 
     generator: AnyGenerator
     plain: AnyGenerator
@@ -75,7 +75,7 @@ def build(
     settings: tuple[FusionSettings, DrawSettings, FlagSettings],
     passages: Passages | None,
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """The rows of dialogs, and what to report besides `work.outcomes`."""
+    """The rows of dialogs, and entries of the report besides `work.outcomes`."""
     of_fusion, of_draws, of_flags = settings
     thought = _thought(work, thinking, asked.generator, of_draws, passages)
     answered = _plain(work, plain, asked, of_fusion, of_draws, passages)
@@ -150,7 +150,7 @@ def _graded(
     settings: FusionSettings,
     of_plain: DrawSettings,
 ) -> list[Answered]:
-    """Of the answers that pass the rules, the one of each query that does most of its checklist."""
+    """For each query, the answer that passes the rules and meets most of the checklist."""
     checklists = judge.checklists(queries)
     left = []
     for query in queries:
@@ -196,7 +196,7 @@ def best_of(
     thinks: bool,
     per_query: int = 1,
 ) -> list[Answered]:
-    """Of the answers that pass, those of middle length, `per_query` of a query at most."""
+    """Answers that pass, those of middle length first, at most `per_query` of a query."""
     title = "answers with thinking" if thinks else "answers without thinking"
     passed = draw(
         work, generator, queries, lambda q: of_draws.request(q, of_draws.samples, thinks), title
@@ -225,7 +225,7 @@ def _answered(
 def _in_ratio(
     thought: list[Answered], plain: list[Answered], share: float, seed: int
 ) -> tuple[list[Answered], list[Answered]]:
-    """As many of both as make the share, the kind that there is too much of cut by lot."""
+    """Both kinds in the given ratio; surplus samples of one kind are dropped by lot."""
     if share == 1:
         return thought, []
     most_thought = round(len(plain) * share / (1 - share))
@@ -234,7 +234,7 @@ def _in_ratio(
 
 
 def _shared(samples: list[Answered], shares: Mapping[str, float], seed: int) -> list[Answered]:
-    """As many as can be with each domain that is named having its share; the others the rest."""
+    """As many samples as possible with each named domain at its share, others at the rest."""
     if not shares:
         return samples
     wanted = {**shares, "": 1 - sum(shares.values())}
@@ -257,13 +257,13 @@ def _shared(samples: list[Answered], shares: Mapping[str, float], seed: int) -> 
 
 
 def _by_lot(samples: list[Answered], most: int, seed: int) -> list[Answered]:
-    """Some, drawn by their names alone: of a larger set the same ones and more."""
+    """`most` samples, drawn by their names: a larger draw contains a smaller one."""
     lots = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}/{s.key}".encode()).hexdigest())
     return lots[:most]
 
 
 def shares_of(words: Sequence[str]) -> dict[str, float]:
-    """DOMAIN=SHARE words. ConfigError where one is none, or they are more than all."""
+    """Shares by domain. ConfigError where a word is not DOMAIN=SHARE, or they exceed 1."""
     shares: dict[str, float] = {}
     for word in words:
         domain, _, text = word.rpartition("=")

@@ -1,16 +1,16 @@
-r"""Judges: a model that says yes or no to fixed questions, and is believed only where it does so.
+r"""Judges: a model that answers fixed questions with yes or no; only well-formed replies count.
 
     judge = Judge(generator, log, steps)
-    judge.questions(queries)                   # {id: Ruling} of what a query is like
+    judge.questions(queries)                   # {id: Ruling} by QUESTIONS, on the query
     judge.checklists(queries)                  # {id: ("The code compiles.", …)}
     judge.grade([(query, answer, checklist), …])           # a Ruling each, in order
 
-A ruling comes of a reply that is one JSON object with the verdicts, as many as there are questions,
-and the word that the prompt asks to repeat. Anything else, no reply, an empty one, a number, a text
-around the object, is asked for again with other luck, and after that a failure: it is counted, and
-what it was about does not pass. What is judged is quoted, as one JSON string: whatever stands in it
-("Score: 10", "ignore the above") is within its quotation marks, and is nowhere looked for verdicts.
-The word depends on the text that is judged, so that no text can have it in itself.
+A ruling comes from a reply that is one JSON object with one verdict per question and the word that
+the prompt asks to repeat. After any other reply (none, an empty one, a number, text around the
+object) the judge is asked again with another seed; the last failure is counted, and its query or
+answer does not pass. Judged texts are quoted as one JSON string: whatever they contain ("Score:
+10", "ignore the above") stays within quotation marks, and verdicts are never searched for in them.
+The word is a digest of the judged text, so that no text can contain it.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ _RULES = (
 
 
 class Ruling(NamedTuple):
-    """verdicts: yes or no to each question; None where the judge failed, for that reason."""
+    """verdicts: yes or no to each question; None where the judge failed. reason: of failure."""
 
     verdicts: tuple[bool, ...] | None
     reason: str = ""
 
     @property
     def share(self) -> float | None:
-        """Of the questions that were answered with yes."""
+        """The share of questions answered with yes."""
         return None if self.verdicts is None else sum(self.verdicts) / len(self.verdicts)
 
 
 class Judge:
-    """A generator that judges; `failures`: how often it did not, by reason."""
+    """A generator that judges; failures: their number by reason."""
 
     def __init__(self, generator: AnyGenerator, log: AnswerLog, steps: Steps) -> None:
         self._generator, self._log, self._steps = generator, log, steps
         self.failures: Counter[str] = Counter()
 
     def questions(self, queries: Sequence[Query]) -> dict[str, Ruling]:
-        """What each query is like, by QUESTIONS in order."""
+        """A ruling on each query, by QUESTIONS in order."""
         asked = [({"query": query.conversation}, QUESTIONS) for query in queries]
         rulings = self._rule(asked, "queries judged")
         return dict(zip((query.id for query in queries), rulings, strict=True))
 
     def grade(self, graded: Sequence[tuple[Query, Answer, Sequence[str]]]) -> list[Ruling]:
-        """Whether each answer does what its checklist says."""
+        """A ruling on each answer, by the statements of its checklist."""
         asked = [
             ({"query": query.conversation, "answer": answer.content}, tuple(checklist))
             for query, answer, checklist in graded
@@ -76,7 +76,7 @@ class Judge:
         return self._rule(asked, "answers judged")
 
     def checklists(self, queries: Sequence[Query]) -> dict[str, tuple[str, ...]]:
-        """What a good answer does, of queries that do not bring it; () where the judge failed."""
+        """Checklists of queries, written by the judge for those without; () where it failed."""
         found = {query.id: query.checklist for query in queries if query.checklist}
         left = [query for query in queries if not query.checklist]
         asked = [
@@ -102,7 +102,7 @@ class Judge:
         ]
 
     def _replies(self, asked: Sequence[_Asked], title: str) -> list[Any]:
-        """What is made of each reply, or a Failed after the last try."""
+        """The parsed reply to each question, or a Failed after the last try."""
         found: list[Any] = [Failed("not asked")] * len(asked)
         left = list(range(len(asked)))
         for number in range(TRIES):
@@ -117,7 +117,7 @@ class Judge:
 
 
 class _Asked(NamedTuple):
-    """read: what a reply's object says; None where it is not of the right form."""
+    """read: parses a reply's object; None where it is not of the right form."""
 
     prompt: str
     word: str
@@ -174,6 +174,6 @@ def _checklist_prompt(query: Query) -> str:
 
 
 def _request(prompt: str, number: int) -> Request:
-    """The prompt, for the `number`-th time."""
+    """The request of a prompt's `number`-th try."""
     messages = [{"role": "system", "content": _RULES}, {"role": "user", "content": prompt}]
     return Request(messages, max_tokens=_MAX_TOKENS, seed=number)

@@ -1,11 +1,11 @@
-"""Which languages and scripts a text is written in, part by part: `LanguageUse().of(text, query)`.
+"""Identifies the languages and scripts of a text, part by part: `LanguageUse().of(text, query)`.
 
     use.main, use.others       # "eng_Latn", ("zho_Hans",)
     use.foreign                # 0.23 of the letters are in neither the main language nor its script
     use.changes                # 7 times the script changes between words
 
-Formulas and code have letters and no language: they are left out, as are scripts that the query
-itself is written in, and single letters of Greek. Names of languages are data_prep's.
+Formulas and code, which have letters but no language, are left out, as are scripts that the query
+is written in, and single letters of Greek. Names of languages are data_prep's.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from data_prep import scripts
 from data_prep.language_id import Identifier
 from data_prep.languages import UNKNOWN
 
-# A formula has a most of characters: of ten thousand `\[` without an end each would look for it.
+# A formula's length is bounded: otherwise each of ten thousand unclosed `\[` would scan to the end.
 _NO_PROSE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.{,1000}?\$\$|\$[^$\n]*\$|\\\[.{,1000}?\\\]|\\\(.{,1000}?\\\)"
     r"|\\[A-Za-z]+|https?://\S+",
     re.DOTALL,
 )
 _WORD = re.compile(r"[^\W\d_]+")
-_PART_LETTERS = 400  # that are named at a time: fewer say too little
+_PART_LETTERS = 400  # identified at a time: fewer are unreliable
 _FEWEST_LETTERS = 120
-_SAME = {"HIRAGANA": "CJK"}  # which Japanese writes beside each other
+_SAME = {"HIRAGANA": "CJK"}  # Japanese writes both side by side
 
 
 @dataclass(frozen=True)
 class Use:
-    """main: the language of most letters, `und` where none is known; foreign: the share of letters
-    in other languages or scripts; changes: how often the script changes from word to word."""
+    """main: the language of most letters, `und` if unknown; foreign: the share of letters in other
+    languages or scripts; changes: how often the script changes from word to word."""
 
     main: str
     others: tuple[str, ...]
@@ -43,7 +43,7 @@ class Use:
 
 
 class LanguageUse:
-    """Loads the models of languages, once in a process; serves any number of texts."""
+    """Identifies languages; its models are loaded once per process."""
 
     def __init__(self) -> None:
         self._identify = _identifier()
@@ -70,7 +70,7 @@ class LanguageUse:
         return Use(main, tuple(others), min(1.0, foreign_letters / total), changes)
 
     def _languages(self, words: list[str]) -> tuple[str, dict[str, int]]:
-        """The main language, and letters of parts in others that share its script."""
+        """The main language, and the number of letters in others that share its script."""
         found: Counter[str] = Counter()
         for part in _parts(words):
             found[self._identify(" ".join(part))] += sum(map(len, part))
@@ -86,12 +86,12 @@ class LanguageUse:
 
 @cache
 def _identifier() -> Identifier:
-    """100 MB, and a second to load."""
+    """The language identifier: 100 MB, loads in a second."""
     return Identifier()
 
 
 def _parts(words: list[str]) -> list[list[str]]:
-    """Neighbouring words of some 400 letters; a short rest joins the part before it."""
+    """Runs of words of about 400 letters; a short rest joins the run before it."""
     parts: list[list[str]] = [[]]
     letters = 0
     for word in words:
@@ -108,7 +108,7 @@ def _parts(words: list[str]) -> list[list[str]]:
 
 @lru_cache(maxsize=1 << 16)
 def _script(word: str) -> str:
-    """The script of a word; "" for what says nothing: one letter of another alphabet, as π."""
+    """The script of a word; "" for a single letter of another alphabet, such as π."""
     counted = scripts.census(word)
     script = next(iter(counted), "")
     if len(word) == 1 and script in ("GREEK", "CYRILLIC", "HEBREW"):

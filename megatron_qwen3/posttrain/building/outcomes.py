@@ -1,14 +1,14 @@
-"""What became of queries and answers, and why: counted, written down, with examples.
+"""Counts which queries and answers were kept or dropped, and why, with examples and full texts.
 
     outcomes = Outcomes(folder)
     outcomes.drop("query", query, "several questions", {"questions": 2})
     outcomes.drop("answer", query, "wrong answer", numbers, answer)
     outcomes.keep("answer", query, numbers)
-    outcomes.commonest()                # a line for people
+    outcomes.commonest()                # a line for the log
     outcomes.content()                  # for report.json
-    outcomes.dropped()                  # a line for each that was left out, with its whole text
+    outcomes.dropped()                  # a line for each dropped one, with its whole text
 
-Nothing here trusts the texts: examples are cut to a length, and shown or written by who can escape.
+Texts are not trusted: examples are cut to a length, and only escaped when shown or written.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LEVELS: tuple[Level, ...] = ("query", "answer")
 PLURALS = {"query": "queries", "answer": "answers"}
 Numbers = Mapping[str, float]
 KEPT = "kept"
-_EXAMPLES = 3  # of each reason
+_EXAMPLES = 3  # per reason
 _EXAMPLE_CHARACTERS = 1200
-_BYTES_IN_MEMORY = 1 << 24  # of lines on what was left out; more are in a file without a name
+_BYTES_IN_MEMORY = 1 << 24  # of dropped texts; more go into an unnamed file
 
 
 class Outcomes:
-    """Counts by level, reason and domain. folder: of the file that texts are in until they are
-    written, which has no name and ends with the process."""
+    """Counts by level, reason and domain. folder: place of an unnamed file that holds texts until
+    they are written and ends with the process."""
 
     def __init__(self, folder: Path) -> None:
         self.counts: Counter[tuple[str, str, str]] = Counter()
@@ -53,7 +53,7 @@ class Outcomes:
         answer: Answer | None = None,
         detail: str = "",
     ) -> None:
-        """One that is left out for a reason, of few; detail: more of it, of this one alone."""
+        """Record a dropped query or answer. reason: one of a few; detail: of this case."""
         self._count(level, query, reason, numbers)
         row = {
             "level": level,
@@ -73,7 +73,7 @@ class Outcomes:
             examples.append(row | {"query": _excerpt(query.text), "answer": _excerpt(text)})
 
     def dropped(self) -> Iterator[bytes]:
-        """A line of JSON for each thing that was left out, in the order in which it was."""
+        """A line of JSON for each dropped query or answer, in order."""
         self._lines.seek(0)
         yield from self._lines
         self._lines.seek(0, 2)
@@ -85,7 +85,7 @@ class Outcomes:
         self._count(level, query, KEPT, numbers)
 
     def reasons(self, level: Level) -> Counter[str]:
-        """How many of a level had each reason, KEPT among them."""
+        """Counts of a level by reason, KEPT among them."""
         found: Counter[str] = Counter()
         for (of, reason, _), count in self.counts.items():
             if of == level:
@@ -93,7 +93,7 @@ class Outcomes:
         return found
 
     def commonest(self) -> str:
-        """Why most queries, or answers where all queries were asked, were left out."""
+        """The commonest reason to drop queries, or answers where no query was dropped."""
         for level in LEVELS:
             for reason, _ in self.reasons(level).most_common():
                 if reason != KEPT:
@@ -102,7 +102,7 @@ class Outcomes:
         return ""
 
     def content(self) -> dict[str, Any]:
-        """All counts and examples, in an order of their own."""
+        """All counts and examples, sorted."""
         examples: list[dict[str, Any]] = []
         for level, reason in sorted(self.examples):
             examples += self.examples[level, reason]

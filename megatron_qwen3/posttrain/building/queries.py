@@ -1,13 +1,13 @@
-"""Queries, one a line of JSON: `queries, problems = read(paths)`.
+"""Reads queries, one JSON object per line: `queries, problems = read(paths)`.
 
     {"id": "a1", "messages": [{"role": "user", "content": "…"}], "domain": "math", "source": "…",
      "verifier": {"kind": "math", "gold": "42"}}
 
-The last message is a user's. Besides, a line may have `tools`; `checklist`: what a good answer
-does, a list of sentences; and what reinforcement learning reads: `gold`, a right answer as text;
+The last message is a user's. A line may also have `tools`; `checklist`, a list of statements that
+hold for a good answer; and fields for reinforcement learning: `gold`, a right answer as text;
 `tests` of code, in place of a verifier; `language`; and `rewards`, weights of parts. Without an
 `id` a query is named by its file and line; without a `source` by its domain, without that by its
-file. A line that is none of this is a QueryProblem; the rest goes on.
+file. An invalid line becomes a QueryProblem; reading goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Query:
 
     @property
     def text(self) -> str:
-        """What is asked: the last message."""
+        """The last message, which is the query itself."""
         return str(self.messages[-1]["content"])
 
     def without_verifier(self) -> Query:
@@ -64,14 +64,14 @@ class Query:
 
     @property
     def conversation(self) -> str:
-        """All that was said; what is asked, where that is all."""
+        """All messages as text; with a single message, that message's text."""
         if len(self.messages) == 1:
             return self.text
         return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in self.messages)
 
 
 class QueryProblem(NamedTuple):
-    """Why a line was not taken. line: from 1; kind: one of few, to be counted."""
+    """Why a line was skipped. line: from 1; kind: one of a few, for counting."""
 
     file: str
     line: int
@@ -80,8 +80,8 @@ class QueryProblem(NamedTuple):
 
 
 def read(paths: Sequence[Path], stop_at_problem: bool) -> tuple[list[Query], list[QueryProblem]]:
-    """The queries of all files in order, each id once. ConfigError where a file cannot be read, or
-    at the first bad line where that is asked for."""
+    """The queries of all files in order, ids unique. ConfigError where a file cannot be read, or
+    with stop_at_problem at the first bad line."""
     queries: dict[str, Query] = {}
     problems: list[QueryProblem] = []
     for path in paths:
@@ -128,7 +128,7 @@ def _of_line(path: Path, number: int, line: bytes) -> Query | QueryProblem:
         return problem("too long", f"over {_LONGEST_LINE_BYTES >> 20} MiB")
     try:
         row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()  # JSON can write half of a surrogate pair
+        json.dumps(row, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError) as error:
         return problem("not JSON", f"{type(error).__name__}: {error}"[:200])
     if isinstance(row, dict):
@@ -155,7 +155,7 @@ def _of_line(path: Path, number: int, line: bytes) -> Query | QueryProblem:
 
 
 def _fault(row: Any) -> str:
-    """What is wrong with a line's content; "" where nothing is."""
+    """The fault of a line's content; "" where there is none."""
     if not isinstance(row, dict):
         return "not an object"
     for name, kind in _KINDS.items():
@@ -173,7 +173,7 @@ def _fault(row: Any) -> str:
 
 
 def _messages_fault(messages: Any, tools: Any) -> str:
-    """What is wrong with messages that a user's is to be the last of."""
+    """The fault of messages, which must end with a user's; "" where there is none."""
     if not isinstance(messages, list) or not messages:
         return "messages are no list, or an empty one"
     try:

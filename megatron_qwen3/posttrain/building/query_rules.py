@@ -1,4 +1,4 @@
-"""Which queries are fit for verified thinking, by rules: one function each, with its numbers.
+"""Rules for queries fit for verified thinking: one function each, with its numbers.
 
 several_questions("What is 1+1? And 2+2?")        # {"questions": 2, "parts": 0}
 reference_fault({"kind": "math", "gold": ")("})   # "cannot be judged: …", or ""
@@ -16,12 +16,12 @@ from megatron_qwen3.posttrain.verifiers.judging import Judges
 
 _NO_ANSWER = "It is \\boxed{-987654321.125}."
 
-# Code, formulas, quoted speech: question marks in them ask nobody.
+# Code, formulas, quoted speech: question marks in them are no questions to the model.
 _NO_TEXT = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\"[^\"\n]{0,400}\"|“[^”]{0,400}”|«[^»]{0,400}»",
     re.DOTALL,
 )
-_QUESTION = re.compile(r"[？؟]+|\?+(?![A-Za-z0-9=&/])")  # no part of an address
+_QUESTION = re.compile(r"[？؟]+|\?+(?![A-Za-z0-9=&/])")  # not within an address
 _PART = re.compile(r"(?:^|(?<=[\s:;.]))\(?(?:[a-h]|i{1,3}|iv|v|\d{1,2})[).](?=\s)", re.MULTILINE)
 _ASKS = re.compile(
     r"\s*(?:\W*)(?:what|how|why|which|who|when|where|find|compute|calculate|determine|evaluate|"
@@ -31,7 +31,7 @@ _ASKS = re.compile(
 
 
 def several_questions(text: str) -> dict[str, float]:
-    """questions: sentences that ask; parts: numbered or lettered parts of which each asks."""
+    """questions: number of sentences that ask; parts: of numbered or lettered parts that ask."""
     plain = _NO_TEXT.sub(" x ", text)
     questions = len(_QUESTION.findall(plain))
     parts = list(_PART.finditer(plain))
@@ -49,9 +49,9 @@ def is_several(numbers: Mapping[str, float]) -> bool:
 
 
 def reference_faults(specs: Sequence[Spec | None], verifiers: Judges) -> list[str]:
-    """Of each verifier why no answer can be judged by it; "" where some can.
+    """For each verifier, why it can judge no answer; "" where it can.
 
-    An answer that is none is judged by it: where the reference cannot be parsed, that has no score.
+    It is tried on an answer that is wrong: with an unparsable reference even that has no score.
     """
     faults = list(map(_spec_fault, specs))
     sound = [k for k, fault in enumerate(faults) if not fault]

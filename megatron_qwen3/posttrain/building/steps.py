@@ -1,4 +1,4 @@
-"""What a person sees of a build, on standard error: a bar for each step, and notes.
+"""Progress of a build, on standard error: a bar for each step, and notes.
 
 with steps.bar("thinking answers", total=5000, done=1200) as bar:
     bar.advance()
@@ -12,14 +12,14 @@ from megatron_qwen3.shown import shown
 
 
 class Steps:
-    """Of one build."""
+    """The bars and notes of one build."""
 
     def bar(self, title: str, total: int, done: int = 0) -> Bar:
-        """Of `total` things, of which an earlier run did `done`."""
+        """The bar of a step of `total` items, `done` of them by an earlier run."""
         bar = Bar(title, total)
         bar.skip(done)
         return bar
 
     def say(self, line: str) -> None:
-        """Where no bar is open."""
+        """Print a note, while no bar is open."""
         print(shown(line), file=sys.stderr)

@@ -1,12 +1,12 @@
-"""What a build works with, and the folder that it leaves: `with BuildWork(out, …) as work`.
+"""The output folder and shared tools of a build: `with BuildWork(out, …) as work`.
 
-    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py; where nothing was made, that
-                            of the run before is left as it is
-    OUT/report.json, .html  what was dropped and why, with pictures in OUT/report
-    OUT/dropped.jsonl       each query and answer that was left out, with its numbers and texts
+    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py; a run without a result
+                            leaves that of an earlier run as it is
+    OUT/report.json, .html  counts and reasons of dropped texts, with pictures in OUT/report
+    OUT/dropped.jsonl       each dropped query and answer, with its numbers and texts
     OUT/problems.jsonl      lines of the input that could not be read
-    OUT/answers.jsonl       all answers, which the same command goes on from
-    OUT/command.json        which command began the folder: another one is refused
+    OUT/answers.jsonl       all answers, from which the same command resumes
+    OUT/command.json        the command that began the folder; others are refused
 
 The first four are functions of the queries, the settings and the answers.
 """
@@ -38,7 +38,7 @@ _PROBLEMS_REPORTED = 10
 
 @dataclass
 class BuildWork:
-    """To be entered; the folder is there already, and owned by this run."""
+    """A context manager; the folder exists already, and this run owns it."""
 
     out: Path
     verifiers: Judges
@@ -65,7 +65,7 @@ class BuildWork:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """JSON lines, whole or not at all."""
+    """Write JSON lines, whole or not at all."""
     lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows)
     write_whole(path, lines)
 
@@ -76,8 +76,8 @@ def write_result(
     problems: Sequence[QueryProblem],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """All files but the page; the content of report.json, which is written last. Without one row
-    dialogs.jsonl is left alone."""
+    """Write all files but the page; returns the content of report.json, which is written last.
+    Without any row dialogs.jsonl is left alone."""
     found = Summary()
     if (first := next(iter(rows := iter(rows)), None)) is not None:
         write_lines(work.out / DIALOGS, map(found.add, chain([first], rows)))
@@ -97,9 +97,9 @@ def write_result(
 
 
 class Summary:
-    """Numbers of dialogs: how many by mode, domain, source and flags, and how long they are.
+    """Counts of dialogs by mode, domain, source and flags, and their lengths.
 
-    Lengths are characters of thinking and of answers, of each assistant's turn, by powers of two.
+    Lengths are characters of thinking and answer of each assistant's turn, by powers of two.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Summary:
         self._lengths: dict[str, Counter[int]] = {"thinking": Counter(), "answer": Counter()}
 
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Count a row, and give it back."""
+        """Count a row, and return it."""
         self.count += 1
         self._by["mode"][row.get("mode", "mixed")] += 1
         self._by["domain"][row.get("domain") or "none"] += 1
@@ -122,7 +122,7 @@ class Summary:
         return row
 
     def content(self) -> dict[str, Any]:
-        """lengths: the lower bound of a range, up to twice that, and how many lie in it."""
+        """The report's entries. lengths: [lower bound of a range up to twice that, count]."""
         return {
             "count": self.count,
             "turns": self._lengths["answer"].total(),
@@ -136,7 +136,7 @@ def _low(text: str | None) -> int:
 
 
 def _flags(messages: Sequence[dict[str, Any]]) -> str:
-    """Which flags a dialog has: "/no_think", "both", "in system", "none"."""
+    """The flags of a dialog: "/no_think", "both", "in system", "none", …."""
     texts = {
         role: "\n".join(m["content"] for m in messages if m["role"] == role and m.get("content"))
         for role in ("system", "user")

@@ -1,7 +1,7 @@
-"""How good a model is at tasks whose answers are verified: evaluate, the page, the numbers.
+"""Evaluates models on tasks with verifiers: asks, verifies, counts.
 
-tasks.py        what is asked: JSON lines with verifiers, generators of reasoning-gym
-conditions.py   how: thinking or not, with budgets, in dialogs whose flags change
+tasks.py        the tasks: JSON lines with verifiers, generators of reasoning-gym
+conditions.py   how they are asked: with thinking or without, with budgets, with changing flags
 estimates.py    pass@k and intervals
-evaluate.py     ask, verify, count
+evaluate.py     asks, verifies, counts
 """

@@ -1,8 +1,8 @@
-"""Thinking budgets of an evaluation: whether an answer has room behind one, whose words count.
+"""Thinking budgets of an evaluation: room for an answer, and lengths without inserted text.
 
-Where thinking is cut, a text that says so is inserted (`generate/thinking.py`). It is not the
-model's: lengths of thinking leave it out, but max_tokens counts it. An endpoint may insert a text
-of its own, which nobody here can tell from thinking.
+Where a budget cuts thinking, a closing text is inserted (`generate/thinking.py`). The model did not
+write it, so lengths of thinking exclude it, but max_tokens counts it. An endpoint may insert a text
+of its own, which cannot be told from thinking.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.thinking import CUT_TEXT
 
 _INSERTED = CUT_TEXT.partition(END_THINK)[0].strip()
-_BEGINNING = _INSERTED.partition(",")[0].rpartition(" ")[0]  # enough to know it by
-_CUT_TOKENS = 25  # that the text has with Qwen3's tokenizer, think tag included
-_ANSWER_TOKENS = 32  # what an answer of one sentence takes
+_BEGINNING = _INSERTED.partition(",")[0].rpartition(" ")[0]  # enough to recognize it
+_CUT_TOKENS = 25  # of the text by Qwen3's tokenizer, think tag included
+_ANSWER_TOKENS = 32  # of an answer of one sentence
 
 
 def check(budgets: Sequence[int], max_tokens: int) -> None:
-    """ConfigError where the answer's limit ends it before a budget does."""
+    """ConfigError where the answer's limit would end it before a budget does."""
     if any(budget < 0 for budget in budgets):
         raise ConfigError(f"budgets = {min(budgets)}; valid: at least 0")
     if budgets and max(budgets) >= max_tokens:
@@ -34,8 +34,8 @@ def check(budgets: Sequence[int], max_tokens: int) -> None:
 def cramped(
     budgets: Sequence[int], max_tokens: int, count: Callable[[str], int] | None
 ) -> Iterator[str]:
-    """Notes on budgets behind which an answer has next to no room. count: tokens of a text, None
-    where the tokenizer is not known."""
+    """Notes on budgets that leave next to no room for an answer. count: tokens of a text, None
+    where the tokenizer is unknown."""
     inserted = count(CUT_TEXT) if count else _CUT_TOKENS
     for budget in sorted(set(budgets)):
         room = max_tokens - budget - inserted
@@ -48,7 +48,7 @@ def cramped(
 
 
 def without_inserted(thinking: str) -> str:
-    """Thinking without the text, or its beginning, that was inserted at its end."""
+    """Thinking without the text, whole or cut, that a budget inserted at its end."""
     place = thinking.rfind(_BEGINNING)
     if place >= 0 and _INSERTED.startswith(thinking[place:].rstrip()):
         return thinking[:place].rstrip()

@@ -1,7 +1,7 @@
-"""How a model is asked: in which mode, with which budget, and dialogs whose flags change the mode.
+"""The conditions of an evaluation: mode, budget, and dialogs whose flags change the mode.
 
     conditions(modes=("thinking",), budgets=(128, 512))     # thinking, thinking-128, thinking-512
-    dialogs(tasks, count=100, seed=0)                       # for obedience to flags
+    dialogs(tasks, count=100, seed=0)                       # to measure obedience to flags
 
 A dialog for obedience has one to four queries of the tasks, each with /think, /no_think, both or
 neither, some with a flag in a system message; the last flag of all decides (`chat.thinks`).
@@ -23,12 +23,12 @@ _MOST_TURNS = 4
 _FLAGS = ("", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
 _SYSTEM = ("", "", "", "/think", "/no_think")
 _SAID = "You are a helpful assistant."
-_ANSWERED = "I have answered that."  # a turn before: what it says has no part in the mode
+_ANSWERED = "I have answered that."  # an earlier turn: its content does not matter for the mode
 
 
 @dataclass(frozen=True)
 class Condition:
-    """budget: tokens of thinking at most, None without a limit of its own."""
+    """budget: most tokens of thinking, None: only max_tokens limits it."""
 
     mode: str
     budget: int | None = None
@@ -44,7 +44,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class FlaggedDialog:
-    """A dialog to be answered in the mode that its last flag says."""
+    """A dialog to be answered in the mode of its last flag."""
 
     messages: tuple[Mapping[str, Any], ...]
     thinks: bool

@@ -1,10 +1,10 @@
-"""Rates and how sure they are: pass@k, and intervals over tasks.
+"""pass@k, and means over tasks with confidence intervals.
 
     pass_at_k(samples=8, right=3, k=2)          # of one task, unbiased
     estimate([0.2, 1.0, 0.0])                   # Estimate(value, low, high, tasks) of many
 
-An interval is what other tasks of the same kind would give: tasks are drawn, samples of one task
-belong together (Miller 2024, arXiv 2411.00640, section 2).
+An interval covers the results of other tasks of the same kind: tasks are drawn at random, samples
+of one task are not independent (Miller 2024, arXiv 2411.00640, section 2).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def estimate(values: Sequence[float]) -> Estimate | None:
     """The mean of values, one for each task and from 0 to 1, and its interval; None for no task.
 
-    Wilson's score interval (1927), which holds for few tasks and at the ends, of as many trials as
-    would have the variance that the mean has (Kish 1965, the effective size of a sample). Tasks of
-    which each is solved now and then vary less than those that are solved always or never; as much
-    as one more task of the latter kind is added, so that few equal values are not sure. ValueError
-    where a value is outside.
+    Wilson's score interval (1927), which holds for few tasks and near 0 and 1, with as many trials
+    as would give the variance of the mean (Kish 1965, the effective size of a sample). Tasks that
+    are each solved sometimes vary less than tasks solved always or never; the variance of one more
+    task of the latter kind is added, so that a few equal values are not taken as certain.
+    ValueError where a value is outside of 0 to 1.
     """
     if not values:
         return None

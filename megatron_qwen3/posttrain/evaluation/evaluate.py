@@ -1,13 +1,13 @@
-"""Ask a model every task under every condition, verify what it says, and count.
+"""Asks a model every task under every condition, verifies the answers, and counts.
 
     with AnswerLog(out / "answers.jsonl") as log, Verifiers() as verifiers:
         found = Evaluation(generator, log, verifiers, steps, count_tokens).run(tasks, settings)
     found.content            # for results.json; found.samples: one row for each answer
     rows(found.samples, log)                    # for samples.jsonl: with the texts
 
-Answers are kept as they come, so that the same command goes on after a stop; verdicts are given
-again, which costs little. An answer that could not be judged is counted and has no part in pass@k;
-a request that failed after all retries is asked again by the same command.
+Answers are stored as they arrive, so that the same command resumes after a stop; verification is
+repeated, since it costs little. An answer that could not be judged is counted and left out of
+pass@k; a request that failed after all retries is sent again by the same command.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from megatron_qwen3.posttrain.verifiers.judging import Judges
 _EXAMPLES = 8
 _AT_A_TIME = 256  # answers that are verified together
 TRUNCATED_ALARM = 0.05  # of answers that the limit of tokens cut
-_DISOBEYED = 0.01  # of answers that are in another mode than asked for, or over the budget
-_SLACK = 1.1, 64  # times a budget, and tokens more: the words that end thinking count as well
-_LONG_TOKENS = 10  # characters, more than texts have in a token on the average
+_DISOBEYED = 0.01  # of answers in another mode than asked for, or over the budget
+_SLACK = 1.1, 64  # factor and tokens on top of a budget, for the words that end thinking
+_LONG_TOKENS = 10  # characters per token, more than texts have on average
 _OF_FLAGS = "flags"
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is drawn of each task, and how."""
+    """The samples of each task and their sampling settings."""
 
     samples: int = setting(1, "answers to each task in each mode", at_least=1)
     modes: tuple[str, ...] = setting(MODES, f"of {' and '.join(MODES)}", metavar="MODE")
     budgets: tuple[int, ...] = setting(
         (), "tokens of thinking at most: thinking is asked again with each", metavar="N"
     )
-    obedience: int = setting(0, "dialogs with random flags, to see whether they count", at_least=0)
+    obedience: int = setting(0, "dialogs that test obedience to flags", at_least=0)
     max_tokens: int = setting(4096, "tokens of an answer, thinking included", at_least=1)
     temperature: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
     top_p: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
     top_k: int = setting(OWN, "-1: Qwen3's, or the endpoint's own")
-    seed: int = setting(0, "of the answers and the dialogs", at_least=0)
+    seed: int = setting(0, "seed of answers and dialogs", at_least=0)
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -69,7 +69,7 @@ class EvaluationSettings:
         budgets.check(self.budgets, self.max_tokens)
 
     def request(self, messages: Sequence[Mapping[str, Any]], name: str, **more: Any) -> Request:
-        """What is asked; each name has luck of its own."""
+        """A request with these settings; its seed depends on the name."""
         digest = hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "replace")).digest()
         return Request(
             messages,
@@ -82,8 +82,8 @@ class EvaluationSettings:
 
 @dataclass
 class EvaluatedAnswer:
-    """One answer. key, number: its place in answers.jsonl; lengths: of thinking, without what a
-    budget inserted there, and of the rest, in the unit of the evaluation."""
+    """One answer. key, number: its place in answers.jsonl; lengths: of thinking, without the text
+    that a budget inserted, and of the rest, in the unit of the evaluation."""
 
     condition: str
     set: str
@@ -100,7 +100,7 @@ class EvaluatedAnswer:
 @dataclass
 class EvaluationResult:
     """content: of results.json. samples: every answer, for samples.jsonl. examples: a few answers,
-    with what was asked, by their score: 1.0, 0.0, or None where nobody could judge."""
+    with their questions, by score: 1.0, 0.0, or None where the verifier could not judge."""
 
     content: dict[str, Any] = field(default_factory=dict)
     samples: list[EvaluatedAnswer] = field(default_factory=list)
@@ -120,7 +120,7 @@ class EvaluationResult:
 
 @dataclass
 class Evaluation:
-    """count: how long a text is, in `unit`."""
+    """count: length of a text, in `unit`."""
 
     generator: AnyGenerator
     log: AnswerLog
@@ -130,7 +130,7 @@ class Evaluation:
     unit: str = "characters"
 
     def run(self, tasks: Sequence[Task], settings: EvaluationSettings) -> EvaluationResult:
-        """All conditions, then dialogs with flags where they are asked for."""
+        """Run all conditions, then the dialogs with flags if the settings ask for them."""
         found, failed = EvaluationResult(), Counter[str]()
         rows: list[dict[str, Any]] = []
         count = self.count if self.unit == "tokens" else None
@@ -167,7 +167,7 @@ class Evaluation:
         settings: EvaluationSettings,
         found: EvaluationResult,
     ) -> Counter[str]:
-        """Ask and verify; why requests have no answer."""
+        """Ask and verify; returns the reasons of unanswered requests."""
         requests = [
             settings.request(
                 task.messages,
@@ -221,7 +221,7 @@ class Evaluation:
     def _obedience(
         self, tasks: Sequence[Task], settings: EvaluationSettings, failed: Counter[str]
     ) -> dict[str, Any]:
-        """Whether the last flag decided: rates by mode asked for and by number of queries."""
+        """How often the last flag decided: rates by requested mode and by number of queries."""
         made = conditions.dialogs(tasks, settings.obedience, settings.seed)
         requests = [
             settings.request(dialog.messages, f"{_OF_FLAGS}/{number}")
@@ -243,7 +243,7 @@ class Evaluation:
 
 
 def rows(samples: Iterable[EvaluatedAnswer], log: AnswerLog) -> Iterator[dict[str, Any]]:
-    """Of samples in their order, with thinking and answer as the log has them."""
+    """Rows of the samples, in order, with thinking and answer from the log."""
     key, answers = "", []
     for sample in samples:
         if sample.key != key:
@@ -253,8 +253,8 @@ def rows(samples: Iterable[EvaluatedAnswer], log: AnswerLog) -> Iterator[dict[st
 
 
 def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
-    """obeys: there is thinking where it is asked for, and none where not; well_formed: the block
-    of thinking is besides closed, single and followed by an answer."""
+    """obeys: there is thinking where it was requested, and none otherwise; well_formed: moreover
+    the think block is closed, single and followed by an answer."""
     obeys, formed = [], []
     for dialog, answer in pairs:
         has_thinking = bool(split_thinking(answer.text)[0].strip())
@@ -268,7 +268,7 @@ def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
 def _rows(
     condition: Condition, tasks: Sequence[Task], samples: Sequence[EvaluatedAnswer], asked: int
 ) -> Iterator[dict[str, Any]]:
-    """What is told of a condition: all sets together, and where there are several, each."""
+    """The results of a condition: over all sets, and for each where there are several."""
     sets = list(dict.fromkeys(task.set for task in tasks))
     for name in [ALL, *(sets if len(sets) > 1 else [])]:
         ids = {(task.set, task.id) for task in tasks if name in (ALL, task.set)}
@@ -290,8 +290,8 @@ def _rows(
 
 
 def _passes(samples: Sequence[EvaluatedAnswer], asked: int) -> dict[str, Any]:
-    """pass@k for k = 1, 2, 4, … and as many as were asked for; tasks with fewer judged samples
-    have no part in it."""
+    """pass@k for k = 1, 2, 4, … and the number of requested samples; tasks with fewer judged
+    samples are left out."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for sample in samples:
         if sample.score is not None:
@@ -314,7 +314,7 @@ def _interval(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _share_cut(samples: Sequence[EvaluatedAnswer]) -> dict[str, float] | None:
-    """Of the answers to a task, over tasks: answers to the same belong together."""
+    """The share of truncated answers: of each task, averaged over tasks."""
     cut: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for sample in samples:
         cut[sample.set, sample.task].append(sample.is_cut)
@@ -322,7 +322,7 @@ def _share_cut(samples: Sequence[EvaluatedAnswer]) -> dict[str, float] | None:
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, Any] | None:
-    """Mean and quantiles, and how many lie in each range from a power of two up to the next."""
+    """Mean, quantiles, and counts between successive powers of two."""
     if not lengths:
         return None
     low, middle, high = np.quantile(lengths, (0.1, 0.5, 0.9))
@@ -346,7 +346,7 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _disobeyed(
     rows: Sequence[Mapping[str, Any]], samples: Sequence[EvaluatedAnswer], unit: str
 ) -> Iterator[str]:
-    """Conditions under which the model did not do as it was asked, so that they are not it."""
+    """Warnings on conditions that the model did not follow, so that their results mislead."""
     for row in rows:
         mine = [sample for sample in samples if sample.condition == row["condition"]]
         if row["set"] != ALL or not mine:
@@ -364,6 +364,6 @@ def _disobeyed(
 
 
 def _most(budget: int, unit: str) -> float:
-    """How long thinking within a budget of tokens can be."""
+    """The greatest length of thinking within a budget of tokens."""
     most = budget * _SLACK[0] + _SLACK[1]
     return most if unit == "tokens" else most * _LONG_TOKENS

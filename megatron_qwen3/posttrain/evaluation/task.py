@@ -1,9 +1,9 @@
-"""One task: what is asked, and how an answer to it is judged. No torch.
+"""One task: its messages, and the verifier or references by which answers are judged. No torch.
 
     Task("t1", messages, {"kind": "math", "gold": "42"}, "math.jsonl")
 
-A task has a verifier, or what a judge needs: the right answer (gold), or a checklist of what a good
-one does.
+A task has a verifier, or a reference for a judge: the right answer (gold), or a checklist of
+properties of a good answer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 class Task:
     """One task.
 
-    set       the file or generator that it comes from
-    verifier  a spec (posttrain/verifiers); empty where a judge alone can say
-    gold      a right answer as text, for a judge and for reading; "" where there is none
-    checklist what a good answer does, for a judge
-    domain, source, language   of what it is; the language is that of the question and the answer
-    rewards   weights of parts of its reward, in place of those of its source
+    set       name of the file or generator that it comes from
+    verifier  a spec (posttrain/verifiers); empty where only a judge can score
+    gold      a right answer as text, for a judge and for reading; "" if unknown
+    checklist properties of a good answer, for a judge
+    domain, source, language   labels of the task; language: of question and answer
+    rewards   weights of parts of its reward, which override those of its source
     """
 
     id: str
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def question(self) -> str:
-        """What is asked: the conversation as text; the last message, where that is all."""
+        """The conversation as text; with a single message, that message's text."""
         if len(self.messages) == 1:
             return str(self.messages[0].get("content") or "")
         return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in self.messages)

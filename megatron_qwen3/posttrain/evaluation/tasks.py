@@ -1,14 +1,14 @@
-"""What a model is asked: the user's JSON lines with verifiers, and generators.
+"""Reads tasks: the user's JSON lines with verifiers, and generators of tasks.
 
     tasks, problems = read(["math.jsonl", "gym:chain_sum,size=50,seed=1,min_terms=3", "own:code"])
 
-A line is a query (posttrain/building/queries.py) with a verifier. After `gym:` stand the name of a
-generator of reasoning-gym and its settings; `size` tasks are made from `seed` (50 and 0). After
-`own:` stands a kind of the project's own (posttrain/rewards/tasks) with the same two settings. The
-set that a task belongs to is its file's name, `gym:NAME` or `own:KIND`; results are told for each.
-Tasks that only a judge can score are left out here.
+A line is a query (posttrain/building/queries.py) with a verifier. `gym:` is followed by the name of
+a generator of reasoning-gym and its settings; `size` tasks are made from `seed` (defaults 50 and
+0). `own:` is followed by one of this project's kinds of tasks (posttrain/rewards/tasks) with the
+same two settings. A task's set is its file's name, `gym:NAME` or `own:KIND`; results are reported
+for each set. Tasks that only a judge can score are left out here.
 
-    source = open_source("own:code,seed=3")       # for training: size None is without an end
+    source = open_source("own:code,seed=3")       # for training: endless (size None)
     source.task(10_000_000)
 """
 
@@ -32,13 +32,13 @@ from megatron_qwen3.posttrain.verifiers import check_spec, gym
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 GYM, OWN = "gym:", "own:"
-ALL = "all"  # what results of every set together are called
+ALL = "all"  # the name of results over every set
 _Needs = Literal["verifier", "judgement", "nothing"]
-_SIZE = 50  # tasks of a generator, where as many as there are would have no end
+_SIZE = 50  # default number of tasks of an endless generator
 
 
 class TaskSource(Protocol):
-    """Tasks by number. size: how many there are; None where they have no end."""
+    """Tasks by number. size: their number; None for an endless source."""
 
     @property
     def name(self) -> str: ...
@@ -47,16 +47,16 @@ class TaskSource(Protocol):
     def size(self) -> int | None: ...
 
     def task(self, number: int) -> Task:
-        """Task `number`, from 0: always the same one. IndexError beyond the last."""
+        """Task `number`, from 0, always the same. IndexError beyond the last."""
         ...
 
 
 def read(
     names: Sequence[str], most: int | None = None, stop_at_problem: bool = False
 ) -> tuple[list[Task], list[QueryProblem]]:
-    """All tasks of files and generators, and lines that are none; `most` of each set.
+    """All tasks of files and generators, at most `most` per set, and the lines that are no task.
 
-    ConfigError where a name is neither, two sets have one name, or there is no task at all.
+    ConfigError where a name is neither, two sets share a name, or there is no task at all.
     """
     if most is not None and most < 1:
         raise ConfigError(f"--most {most}; valid: at least 1")
@@ -75,7 +75,7 @@ def read(
         problems += faults
         for task in found[:most]:
             if task.set == ALL:
-                raise ConfigError(f"--tasks {name}: {ALL} is what all sets together are called")
+                raise ConfigError(f"--tasks {name}: {ALL} is the name of results over all sets")
             if sets.setdefault(task.set, name) != name:
                 raise ConfigError(f"--tasks {name} and {sets[task.set]} are both called {task.set}")
             tasks.append(task)
@@ -85,11 +85,11 @@ def read(
 
 
 def open_source(path: str, name: str = "", is_judged: bool = True) -> TaskSource:
-    """The tasks of a file, `gym:NAME,…` or `own:KIND,…`, which have no end without `size`.
+    """The tasks of a file, `gym:NAME,…` or `own:KIND,…`; generators are endless without `size`.
 
-    name: the set that its tasks belong to; "" is the file's or generator's own. is_judged: whether
-    a line needs something that its answers are judged by. ConfigError where there is no such
-    source, a setting of it is wrong, or a line of a file is no task.
+    name: the set of its tasks; "": the file's or generator's name. is_judged: whether a line needs
+    a verifier or a reference for a judge. ConfigError where there is no such source, one of its
+    settings is wrong, or a line of a file is no task.
     """
     if path.startswith(OWN):
         kind, settings, size, seed = _asked_of(path, OWN, None)
@@ -148,7 +148,7 @@ def _found(name: str) -> tuple[list[Task], list[QueryProblem]]:
 
 
 def _own(name: str, kind: str, seed: int, settings: Mapping[str, Any]) -> Callable[[int], Task]:
-    """Task n of a kind of the project's own."""
+    """A function that makes task n of one of the project's kinds."""
     if settings:
         raise ConfigError(f"{name}: {next(iter(settings))!r:.60}; valid: size, seed")
     kinds.check_kind(kind)
@@ -157,7 +157,7 @@ def _own(name: str, kind: str, seed: int, settings: Mapping[str, Any]) -> Callab
 
 
 def _checked(name: str, make: Callable[[], Task]) -> None:
-    """ConfigError where a generator makes nothing, or a verifier that judges nothing."""
+    """ConfigError where a generator makes no task, or its verifier is invalid."""
     try:
         task = make()
         if task.verifier:
@@ -167,7 +167,7 @@ def _checked(name: str, make: Callable[[], Task]) -> None:
 
 
 def _of_file(name: str, needs: _Needs = "verifier") -> tuple[list[Task], list[QueryProblem]]:
-    """The lines that have what their answers need to be judged, which may be nothing."""
+    """The lines that have the fields of `needs`, as tasks, and the problems of the others."""
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
@@ -213,7 +213,7 @@ def _task(query: Query, name: str) -> Task:
 
 
 def _generated(name: str) -> list[Task]:
-    """The tasks that `gym:NAME,size=…,seed=…,SETTING=…` asks for."""
+    """The tasks of `gym:NAME,size=…,seed=…,SETTING=…`."""
     dataset, settings, size, seed = _asked_of(name, GYM, _SIZE)
     size = size or _SIZE
     spec = {"kind": "reasoning_gym", "dataset": dataset, "seed": seed, "size": size}
@@ -237,7 +237,7 @@ def _generated(name: str) -> list[Task]:
 def _asked_of(
     name: str, prefix: str, size: int | None
 ) -> tuple[str, dict[str, Any], int | None, int]:
-    """(name, settings, size, seed) of `gym:NAME,…` and the like; size: where none is given."""
+    """(name, settings, size, seed) of `gym:NAME,…` and the like; size: the default."""
     generator, *given = name.removeprefix(prefix).split(",")
     settings = dict(_setting(name, one) for one in _joined(given))
     size, seed = settings.pop("size", size), settings.pop("seed", 0)
@@ -247,7 +247,7 @@ def _asked_of(
 
 
 def _joined(given: Iterable[str]) -> list[str]:
-    """Settings again, of which some are lists with commas in them."""
+    """The settings, with values that are comma-separated lists joined again."""
     parts: list[str] = []
     for one in given:
         if parts and not re.match(r"\w+=", one):

@@ -3,10 +3,10 @@
     advantage_N = advantages(reward_N, group_N, config.rl.advantage)
     advantage_N = advantages(parts_NP, group_N, config.rl.advantage, weights=(1.0, 0.5))
 
-Every choice is a setting of `rl.advantage`; README.md says which algorithm and library has which. A
-reward that is NaN was not scored: it is left out of every mean and deviation, and its advantage is
-0, as is that of an answer which nothing can be compared with. Groups may be of any size and in any
-order. numpy alone, in float64: the first rank computes them once for a batch of rollouts.
+Every choice is a setting of `rl.advantage`; README.md lists the choice of each algorithm and
+library. A reward that is NaN was not scored: it enters no mean or deviation, and its advantage is
+0, as is the advantage of an answer without others to compare it with. Groups may be of any size and
+in any order. numpy alone, in float64: the first rank computes advantages once per batch.
 
 Legend: N answers, P parts of a reward.
 """
@@ -36,10 +36,10 @@ def advantages(
 ) -> Numbers:
     """The advantage of each answer, [N].
 
-    rewards: [N], or [N, P] in parts, NaN where not scored; a part that alone is NaN counts nothing.
-    group_N: numbers of the prompts that were answered. weights: of parts, [P] or [N, P].
-    penalty_N: what is taken off the reward, as KL in the reward is, after rl.advantage.reward_limit
-    and in the sum of parts alone. tokens_N: trained tokens, which scale = "whiten_tokens" needs.
+    rewards: [N], or [N, P] in parts, NaN where not scored; a single NaN part counts nothing.
+    group_N: the number of each answer's prompt. weights: of parts, [P] or [N, P]. penalty_N: is
+    subtracted from the reward, such as KL in the reward, after rl.advantage.reward_limit and only
+    from the sum of parts. tokens_N: trained tokens, which scale = "whiten_tokens" needs.
 
     ValueError where tokens_N is missing, or shapes do not agree.
     """
@@ -63,15 +63,15 @@ def advantages(
 def teaches(
     rewards: npt.ArrayLike, settings: AdvantageConfig, weights: npt.ArrayLike = 1.0
 ) -> bool:
-    """Whether any answer of one group gets an advantage, were its batch made of such groups.
+    """Whether any answer of a group would get an advantage in a batch of such groups.
 
-    rewards, weights: as `advantages` has them, of the group's answers.
+    rewards, weights: arguments of `advantages`, of the group's answers.
     """
     parts_NP = np.asarray(rewards, np.float64)
     if np.isnan(parts_NP).all():
         return False
     if settings.baseline == "none" and settings.scale != "group":
-        return True  # what an answer is worth does not depend on its group
+        return True  # an advantage does not depend on the group
     if settings.scale != "group":
         settings = replace(settings, scale="none")
     group_N = np.zeros(len(parts_NP), np.intp)
@@ -79,7 +79,7 @@ def teaches(
 
 
 def _sum(parts_NP: Numbers, weights: npt.ArrayLike) -> Numbers:
-    """The weighted sum of what is scored; NaN where nothing is."""
+    """The weighted sum of the scored parts; NaN where no part is scored."""
     weight_NP = np.broadcast_to(np.asarray(weights, np.float64), parts_NP.shape)
     sum_N: Numbers = np.nansum(parts_NP * weight_NP, axis=1)
     return np.where(np.isnan(parts_NP).all(1), np.nan, sum_N)
@@ -92,7 +92,7 @@ def _limited(reward_N: Numbers, limit: float) -> Numbers:
 def _of(
     reward_N: Numbers, group_N: Groups, settings: AdvantageConfig, tokens_N: Numbers
 ) -> Numbers:
-    """Less the baseline, scaled; NaN where an answer has no part in it."""
+    """Rewards less the baseline, scaled; NaN where an answer has no reward or no peers."""
     is_scored_N = ~np.isnan(reward_N)
     count_N = _sum_of_group(is_scored_N, group_N)
     mean_N = _sum_of_group(np.where(is_scored_N, reward_N, 0.0), group_N) / np.maximum(count_N, 1)
@@ -122,12 +122,12 @@ def _of(
 
 
 def _sum_of_group(x_N: npt.NDArray[Any], group_N: Groups) -> Numbers:
-    """The sum over the group of each answer."""
+    """For each answer, the sum over its group."""
     return np.bincount(group_N, np.asarray(x_N, np.float64))[group_N].astype(np.float64)
 
 
 def _bias(settings: AdvantageConfig) -> int:
-    """What is taken off the count that a variance divides by."""
+    """The number that is subtracted from the count in a variance's denominator."""
     return 1 if settings.deviation == "unbiased" else 0
 
 
@@ -136,27 +136,27 @@ def _is_zero(deviation: Numbers, settings: AdvantageConfig) -> npt.NDArray[np.bo
 
 
 def _deviation(x_N: Numbers, settings: AdvantageConfig) -> Numbers:
-    """The standard deviation of what is no NaN; 0 of fewer than two."""
+    """The standard deviation of the entries that are not NaN; 0 of fewer than two."""
     known = x_N[~np.isnan(x_N)]
     return np.asarray(known.std(ddof=_bias(settings)) if len(known) > 1 else 0.0)
 
 
 def _divided(x_N: Numbers, deviation: Numbers, settings: AdvantageConfig) -> Numbers:
-    """By a deviation of the batch; 0 where all of the batch is alike."""
+    """Divided by a deviation of the batch; 0 where all rewards of the batch are equal."""
     if _is_zero(deviation, settings):
         return np.zeros_like(x_N)
     return x_N / (deviation + settings.epsilon)
 
 
 def _whitened(x_N: Numbers, settings: AdvantageConfig) -> Numbers:
-    """Less their own mean, by their own deviation, over the batch."""
+    """Advantages less their mean over the batch, divided by their deviation."""
     mean = np.nanmean(x_N) if not np.isnan(x_N).all() else 0.0
     return _divided(x_N - mean, _deviation(x_N, settings), settings)
 
 
 def _whitened_over_tokens(x_N: Numbers, tokens_N: Numbers, settings: AdvantageConfig) -> Numbers:
-    """As if each trained token had the advantage of its answer: verl's masked_whiten, which takes
-    the root of variance + epsilon²."""
+    """Whitened as if each trained token had the advantage of its answer: verl's masked_whiten,
+    which divides by the root of variance + epsilon²."""
     known_N, tokens_N = np.nan_to_num(x_N, nan=0.0), np.where(np.isnan(x_N), 0.0, tokens_N)
     total = tokens_N.sum()
     mean = (known_N * tokens_N).sum() / max(total, 1.0)

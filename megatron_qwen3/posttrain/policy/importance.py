@@ -1,11 +1,12 @@
-"""What is done where trainer and sampler give a token different probabilities.
+"""Corrects for tokens to which trainer and sampler give different probabilities.
 
     d_BS = old_BS - sampler_BS                     # log p of the trainer - log p of the sampler
     weight_BS = weights("truncate", d_BS, answers, high=2.0)
     is_kept_BS = is_within("seq_mean_k3", d_BS, answers, high=0.05)
 
-The sampler is another engine, or older weights. Weights multiply a token's loss (truncated
-importance sampling), rejection leaves tokens or whole answers out. Nothing here has a derivative.
+The sampler is another engine, or has older weights. Importance weights multiply a token's loss
+(truncated importance sampling); rejection drops tokens or whole answers. Nothing here has a
+derivative.
 """
 
 import math
@@ -21,7 +22,7 @@ from megatron_qwen3.posttrain.policy.answers import Answers
 def weights(
     kind: str, difference: Tensor, answers: Answers, low: float = 0.0, high: float = math.inf
 ) -> Tensor:
-    """exp of the difference, of each token or summed over its answer (sequence_…).
+    """exp of the difference of each token, or of its sum over the answer (sequence_…).
 
     truncate: at most `high`; mask: 0 outside of [low, high], as IcePop's; none: 1 everywhere.
     ValueError for another kind.
@@ -45,7 +46,7 @@ def weights(
 def is_within(
     statistic: str, difference: Tensor, answers: Answers, high: float, low: float | None = None
 ) -> Tensor:
-    """Whether a token, or all of its answer (seq_sum, seq_mean, seq_max), is near enough: bool.
+    """Whether a token, or all of its answer (seq_sum, seq_mean, seq_max), is accepted: bool.
 
     statistic: as rl.loss.rejection. high: of k1 the largest ratio of probabilities, and low the
     least, 1 / high if None; of k2 and k3 the largest value. As verl's rejection masks.

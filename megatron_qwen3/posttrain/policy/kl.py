@@ -19,8 +19,8 @@ def estimate(
 ) -> Tensor:
     """The estimate of each token, in the dtype given.
 
-    limit: to which d is clamped within k3, and most: to which k3 itself is, both without derivative
-    beyond; 0 is none. verl has 20 and 10 for k3 (its low_var_kl), TRL has neither.
+    limit: d is clamped to it within k3; most: k3 itself is clamped to it, both without derivative
+    beyond; 0: no clamp. verl has 20 and 10 for k3 (its low_var_kl), TRL has neither.
     ValueError for another estimator.
     """
     d = reference - log_prob
@@ -42,6 +42,6 @@ def estimate(
 
 
 def sums_of_answers(kl_T: Tensor, answer_T: Tensor, answers: int) -> Tensor:
-    """The sum over the trained tokens of each answer, [answers]: what KL in the reward takes off,
-    times its coefficient (RLOO, arXiv 2402.14740). answer_T: int64 number of each token's."""
+    """The sum over each answer's trained tokens, [answers]: times its coefficient, the penalty of
+    KL in the reward (RLOO, arXiv 2402.14740). answer_T: int64 number of each token's answer."""
     return kl_T.new_zeros(answers).index_add(0, answer_T, kl_T)

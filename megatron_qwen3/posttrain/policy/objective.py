@@ -1,21 +1,20 @@
-"""The objective of a policy: what its update trains, and what of it is reported.
+"""The objective of a policy's update: its losses and its metrics.
 
     objective = policy_objective(config, sequences=256)
     metrics = engine.train_step(batch, objective, rate)
 
-The batch has rows of answers, each in a stretch of its own after its prompt; its weights are 1
-where a sampled token is the label, and its extras, [B, S] float32 (SEQUENCE int64), say of such a
-label
+The batch has rows of answers, each a document of its own after its prompt; its weights are 1 where
+a sampled token is the label, and its extras, [B, S] float32 (SEQUENCE int64), hold for such a label
 
 - ADVANTAGE, of its answer or of the token alone;
 - OLD, its log p before the first update on this batch of rollouts, by this model;
-- SAMPLER, its log p when it was sampled, by whatever sampled it;
+- SAMPLER, its log p when it was sampled, under the sampling weights;
 - REFERENCE, its log p under the reference, where rl.kl.coefficient is above 0;
 - SEQUENCE, the number of its answer in the row, -1 where there is none;
 - SHARE, 1 / trained tokens of its answer.
 
-All log-probabilities are of logits divided by rollouts.temperature. What concerns whole answers is
-summed within rows, so that micro-batches and ranks change nothing: an answer is in one row.
+All log-probabilities are of logits divided by rollouts.temperature. Sums over whole answers stay
+within rows, since an answer is in one row, so that micro-batches and ranks change nothing.
 
 Legend: B rows, S positions.
 """
@@ -50,14 +49,14 @@ METRICS: Final = (
     "mismatch_kl",
     "mismatch_share",
 )
-"""Means over the trained tokens of an update: the entropy in nats; the ratio of the loss, and the
-share of tokens that its clip acts on; KL from before the updates on this batch of rollouts to now
-(k3); the importance weights, and the share of them that were cut; and between trainer and sampler
-|d| in nats, KL (k3) and the share of tokens whose probability differs by more than 1 %. `kl` stands
-beside them where there is a reference."""
+"""Means over the trained tokens of an update: the entropy in nats; the loss's ratio, and the share
+of tokens that its clip acts on; KL (k3) from before the updates on this batch of rollouts to now;
+the importance weights, and the share of them that were cut; and between trainer and sampler |d| in
+nats, KL (k3) and the share of tokens whose probability differs by more than 1 %. With a reference,
+`kl` is reported as well."""
 
 TOKEN_ERROR: Final = 0.01  # relative difference of probabilities that mismatch_share counts
-_FARTHEST: Final = 20.0  # nats between two log-probabilities, whose exp is finite
+_FARTHEST: Final = 20.0  # nats: limit of a difference, whose exp stays finite
 
 
 def policy_objective(
@@ -69,11 +68,11 @@ def policy_objective(
 ) -> Objective:
     """The losses of rl.loss, rl.kl and rl.entropy, each a mean over the global batch.
 
-    sequences: answers of the global batch that have a trained token; masked: those that were asked
-    for the same update and have none, which rl.loss.masked = "counted" divides by too.
+    sequences: answers of the global batch that have a trained token; masked: answers of the same
+    update without one, which rl.loss.masked = "counted" divides by too.
     entropy_coefficient: of this update, rl.entropy.coefficient if None.
-    has_old: False of a batch without OLD that the model has not been updated on yet: log p of now
-    is what it was before, so the ratio is 1, with the gradient of log p.
+    has_old: False for a batch without OLD before its first update: the present log p then stands
+    for the old one, so the ratio is 1, with the gradient of log p.
     ValueError where there is no sequence.
     """
     settings = config.rl
@@ -103,7 +102,7 @@ def _mean(settings: PolicyLossConfig, sequences: int, masked: int, most_tokens: 
     """rl.loss.mean."""
     count = sequences + (masked if settings.masked == "counted" else 0)
     if sequences < 1:
-        raise ValueError(f"an update on {sequences} answers; valid: 1 at least")
+        raise ValueError(f"an update on {sequences} answers; valid: at least 1")
     if settings.mean == "token":
         return per_token
     if settings.mean == "sequence_mean":
@@ -122,13 +121,13 @@ def _shares(batch: TokenBatch) -> Tensor:
 
 
 def trained_answers(batch: TokenBatch) -> Tensor:
-    """How many answers of a batch have a trained token, float64."""
+    """Number of answers of a batch that have a trained token, float64."""
     return _shares(batch).sum(dtype=torch.float64).round()
 
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """The trained tokens of a batch; what is read of them is 0 elsewhere, derivatives included."""
+    """The trained tokens of a batch; values elsewhere read as 0, derivatives included."""
 
     log_prob_BS: Tensor
     batch: TokenBatch
@@ -144,7 +143,7 @@ class _Tokens:
         return self.zeroed(self.log_prob_BS)
 
     def old(self) -> Tensor:
-        """log p before the first update: where nobody took it down, that of now."""
+        """log p before the first update; the present one where the batch has no OLD."""
         return self.extra(OLD) if OLD in self.batch.extra else self.log_prob().detach()
 
 
@@ -163,14 +162,14 @@ def _values(
         named["entropy"] = outputs["entropy"]
         if "entropy_loss" in trained:
             named["entropy_loss"] = -bonus * named["entropy"]
-        # The engine hands down a derivative of 0 to metrics, and 0 · inf would be that of all.
+        # The engine gives metrics a derivative of 0; 0 · inf would be NaN in every gradient.
         return {name: x if name in trained else x.detach() for name, x in named.items()}
 
     return values
 
 
 def _of_policy(tokens: _Tokens, settings: PolicyLossConfig) -> dict[str, Tensor]:
-    """The loss of each token, and what is reported of it."""
+    """The loss of each token, and its metrics."""
     answers, low, high = tokens.answers, settings.clip_low, settings.clip_high
     log_prob_BS, advantage_BS = tokens.log_prob(), tokens.extra(ADVANTAGE)
     moved_BS = log_prob_BS - tokens.old()
@@ -197,7 +196,7 @@ def _of_policy(tokens: _Tokens, settings: PolicyLossConfig) -> dict[str, Tensor]
 
 
 def _importance(tokens: _Tokens, settings: PolicyLossConfig) -> tuple[Tensor, Tensor]:
-    """The weights of trainer over sampler, and which of them were cut."""
+    """The importance weights, trainer over sampler, and which of them were cut."""
     apart_BS, kind = tokens.old() - tokens.extra(SAMPLER), settings.importance
     bounds = settings.importance_low, settings.importance_high
     weight_BS = importance.weights(kind, apart_BS, tokens.answers, *bounds)
@@ -214,7 +213,7 @@ def _of_reference(tokens: _Tokens, settings: KlConfig) -> Tensor:
 
 
 def _of_mismatch(tokens: _Tokens) -> dict[str, Tensor]:
-    """How far trainer and sampler are apart before the first update."""
+    """The distance of trainer and sampler before the first update."""
     apart_BS = tokens.old() - tokens.extra(SAMPLER)
     return {
         "mismatch": apart_BS.abs(),
@@ -225,5 +224,5 @@ def _of_mismatch(tokens: _Tokens) -> dict[str, Tensor]:
 
 
 def _k3(difference: Tensor) -> Tensor:
-    """The estimate for metrics, finite whatever the difference is."""
+    """The k3 estimate for metrics, finite for any difference."""
     return kl.estimate(torch.zeros_like(difference), difference, "k3", limit=_FARTHEST)

@@ -1,4 +1,4 @@
-"""Penalties of an answer's form that published recipes take off its reward; no torch here.
+"""Penalties that published recipes subtract for length or repetition; no torch here.
 
 overlong(len(tokens), most=1024, falls_over=256)      # 0 to -1
 repetition(tokens, size=40)                           # 0 to -1
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 def overlong(tokens: int, most: int, falls_over: int) -> float:
     """Soft penalty of length (DAPO, arXiv 2503.14476, equation 13).
 
-    0 up to most - falls_over tokens, from there a line down to -1 at `most`, and -1 beyond. As
-    TRL's get_soft_overlong_punishment; verl's goes on falling beyond `most`, where no answer is.
+    0 up to most - falls_over tokens, from there falling linearly to -1 at `most`, and -1 beyond. As
+    TRL's get_soft_overlong_punishment; verl's goes on falling beyond `most`.
     ValueError for falls_over outside of 1 to most.
     """
     if not 0 < falls_over <= most:
@@ -20,9 +20,9 @@ def overlong(tokens: int, most: int, falls_over: int) -> float:
 
 
 def repetition(ids: Sequence[int], size: int, most: float = -1.0) -> float:
-    """(1 - different n-grams / all of them) · most, over token ids; 0 of fewer than `size`.
+    """(1 - different n-grams / all of them) · most, over token ids; 0 for fewer than `size` ids.
 
-    most: the penalty of an answer that says one n-gram for ever, at most 0. As TRL's
+    most: the penalty of an answer that repeats one n-gram for ever, at most 0. As TRL's
     get_repetition_penalty_reward. ValueError for a size below 1.
     """
     if size < 1:

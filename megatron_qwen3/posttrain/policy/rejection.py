@@ -1,4 +1,4 @@
-"""Tokens and answers of a batch that are not trained, since trainer and sampler are too far apart.
+"""Drops tokens and answers from training where trainer and sampler are too far apart.
 
     batch = without_rejected(batch, config.rl.loss)
     sequences = model.sum_over_data(trained_answers(batch))     # of objective.py, afterwards
@@ -19,7 +19,7 @@ from megatron_qwen3.training.batch import TokenBatch
 
 
 def without_rejected(batch: TokenBatch, settings: PolicyLossConfig) -> TokenBatch:
-    """The batch with weight 0 where rl.loss.rejection rejects, and the shares of what is left."""
+    """The batch with weight 0 where rl.loss.rejection rejects, and SHARE of the others."""
     if settings.rejection == "none":
         return batch
     extra, is_trained_BS = batch.extra, batch.weights_BS != 0

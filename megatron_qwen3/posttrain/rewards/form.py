@@ -1,10 +1,10 @@
-"""Parts of a reward that look at the form of an answer and not at what it says.
+"""Parts of a reward that check the form of an answer, not its content.
 
     well_formed(text, is_thinking=True)     # "", or why it is not
     obedient(text, is_thinking=True)
-    language_share(text, "deu_Latn", question)       # (1.0 less the share in others, why)
+    language_share(text, "deu_Latn", question)       # (1.0 - share in other languages, why)
 
-The text is all that the model wrote, with its thinking. No torch.
+The text is everything that the model wrote, with its thinking. No torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from megatron_qwen3.posttrain.building.languages import LanguageUse, Use
 
 _TURN = "<|im_start|>assistant\n"
 _ENDS = (TURN_END, "<|endoftext|>")
-_MOST_CHARACTERS = 12_000  # of a text whose language is asked for; of longer ones both ends
+_MOST_CHARACTERS = 12_000  # of a text for language identification; of longer ones both ends
 _LETTERS = {"Hans": "CJK", "Hant": "CJK", "Jpan": "HIRAGANA", "Hang": "HANGUL"}
 
 
 def last_turn(text: str, turns: int = 1) -> str:
-    """The model's last answer of a rollout with tools, without the token that ends it."""
+    """The model's last turn of a rollout with tools, without the token that ends it."""
     text = text.rpartition(_TURN)[2] if turns > 1 else text
     for end in _ENDS:
         text = text.rstrip("\n").removesuffix(end)
@@ -31,10 +31,10 @@ def last_turn(text: str, turns: int = 1) -> str:
 
 
 def well_formed(text: str, is_thinking: bool) -> str:
-    """One block of thinking, closed and not nested, at the beginning, and an answer after it.
+    """Why the text is not one think block, closed and not nested, followed by an answer; else "".
 
-    Where thinking was not asked for the block may be missing: the prompt may have brought it. An
-    empty block is well formed in either mode; whether there is thinking is `obedient`'s.
+    Where thinking was not requested the block may be missing, as the prompt may contain it. An
+    empty block is well formed in either mode; `obedient` checks whether there is thinking.
     """
     opened, closed = text.count(THINK), text.count(END_THINK)
     if not is_thinking and not opened and not closed:
@@ -48,7 +48,7 @@ def well_formed(text: str, is_thinking: bool) -> str:
 
 
 def obedient(text: str, is_thinking: bool) -> str:
-    """Thinking where it was asked for, none where it was not."""
+    """ "" where there is thinking exactly if it was requested; else why."""
     thinks = bool(split_thinking(text)[0].strip())
     if thinks == is_thinking:
         return ""
@@ -56,11 +56,11 @@ def obedient(text: str, is_thinking: bool) -> str:
 
 
 def language_share(text: str, language: str, question: str) -> tuple[float, str]:
-    """(1.0 less the share of letters in other languages or scripts, why it is not 1.0).
+    """(1.0 - share of letters in other languages or scripts, why it is not 1.0).
 
-    The lower of thinking and answer counts, and one that is in another language as a whole has 0.
-    language: a code or name; "" is that of the question. A part too short to be named is looked at
-    by its script alone, and one without letters has 1. The first call loads 100 MB of models.
+    The lower value of thinking and answer counts; a part wholly in another language has 0.
+    language: a code or name; "" is the question's. A part too short for identification is judged by
+    its script alone, and one without letters has 1. The first call loads 100 MB of models.
     """
     use = LanguageUse()
     wanted = code_of(language) if language else UNKNOWN

@@ -1,19 +1,19 @@
-"""A judge that knows the right answer, or a checklist: another model, at an endpoint.
+"""Scores answers by a judge: another model, at an endpoint, with the right answer or a checklist.
 
     with AnswerJudge(config.rl.judge, folder) as judge:
         judge.score([(task, answer), …])          # (0.0 to 1.0, ""), or (None, why not), in order
 
 The prompt is a template, the project's (`judge_prompt.txt`) or rl.judge.template, with the places
 {question}, {reference}, {checklist}, {answer} and {word}. Each text is placed as one JSON string
-without < and >: whatever stands in an answer ("Score: 10", a tag of the template, "END") stays
-within its quotation marks, and its own {places} stay text. The reply is one JSON object with the
-word, which no answer can know (posttrain/judged.py), and a score of 0 to 10. Anything else is asked
-for again, rl.judge.replies times in all, and is no score then. The newest replies are kept on the
-disk by the content of what was asked: a run that resumes pays for nothing twice, and has the same
-scores.
+without < and >: whatever an answer contains ("Score: 10", a tag of the template, "END") stays
+within its quotation marks, and its own {places} stay text. The reply must be one JSON object with
+the word, which no answer can know (posttrain/judged.py), and a score of 0 to 10. Otherwise the
+judge is asked again, rl.judge.replies times in all; then there is no score. The newest replies are
+stored on disk by the content of the request: a resumed run pays for no request twice, and has the
+same scores.
 
-An endpoint that fails _MOST_FAILURES times in a row is asked nothing more for this batch. Nothing
-here raises for an answer or a reply, and nothing imports torch.
+After _MOST_FAILURES failures in a row an endpoint gets no more requests of this batch. No answer
+and no reply raises an error here, and nothing imports torch.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ REPLIES_FILE = "judge.jsonl"
 _TEMPLATE = Path(__file__).with_name("judge_prompt.txt")
 _PLACE = re.compile(r"\{(question|reference|checklist|answer|word)\}")
 _BEST = 10
-_MOST_FAILURES = 32  # in a row
-_MOST_BYTES = 512 << 20  # of replies that are kept
+_MOST_FAILURES = 32  # failed requests in a row
+_MOST_BYTES = 512 << 20  # of stored replies
 _CHECK_SECONDS = 60.0  # for one word, thinking included
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>\u0085\u2028\u2029"}
 
 
 class Scored(NamedTuple):
-    """score: 0.0 to 1.0; None where the judge gave none, for that reason."""
+    """score: 0.0 to 1.0; None without a valid verdict. reason: explains either."""
 
     score: float | None
     reason: str
 
 
 class AnswerJudge:
-    """To be entered. ConfigError, then or before, for a template or an endpoint that is none."""
+    """A context manager. ConfigError, on making or entering it: a wrong template or endpoint."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class AnswerJudge:
         folder: Path,
         generator: AbstractContextManager[AnyGenerator] | None = None,
     ) -> None:
-        """folder: where replies are kept; generator: in place of the endpoint."""
+        """folder: for stored replies; generator: used in place of the endpoint."""
         self._settings, self._folder = settings, folder
         self._template = read_template(settings.template)
         self._generating = generator or _endpoint(settings, settings.seconds)
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:  # left where a part of it cannot be had
+        with ExitStack() as opened:  # closes the parts opened so far after an error
             self._generator = opened.enter_context(self._generating)
             self._folder.mkdir(parents=True, exist_ok=True)
             kept = KeptReplies(self._folder / REPLIES_FILE, _MOST_BYTES)
@@ -85,7 +85,7 @@ class AnswerJudge:
         self._opened.__exit__(kind, error, trace)
 
     def score(self, asked: Sequence[tuple[Task, str]]) -> list[Scored]:
-        """Of each answer, with its thinking, to a task with gold or a checklist."""
+        """The score of each answer, given with its thinking, to a task with gold or a checklist."""
         found: list[Any] = [_settled(task, text) for task, text in asked]
         prompts = [_Prompt.of(self._template, task, text) for task, text in asked]
         left = [n for n, settled in enumerate(found) if settled is None]
@@ -103,7 +103,7 @@ class AnswerJudge:
         )
 
     def _answers(self, requests: Sequence[Request]) -> list[tuple[list[Answer], str]]:
-        """The reply to each request, kept or new, or why there is none."""
+        """The reply to each request, stored or new, or why there is none."""
         keys = [key_of(self._generator.label, request) for request in requests]
         found: dict[str, tuple[list[Answer], str]] = {
             key: (kept, "") for key in keys if (kept := self._log.answers(key))
@@ -121,18 +121,19 @@ class AnswerJudge:
         return [found.get(key, given_up) for key in keys]
 
     def _kept(self, key: str, answers: Sequence[Answer]) -> tuple[list[Answer], str]:
-        """Answers that came, on the disk where it takes them, and the error of one that did not."""
+        """Store the good answers if the disk allows it; returns them, and the error of a failed
+        one."""
         good = [answer for answer in answers if answer.finish != "error"]
         try:
             self._log.add(key, good)
         except OSError:
-            return good, ""  # a full disk costs the next run a request, and this one nothing
+            return good, ""  # with a full disk the next run repeats the request
         return good, "" if good else next((a.error for a in answers), "no answer")
 
 
 def check(settings: JudgeConfig) -> None:
-    """Ask the judge one thing, before anything is sampled that it is to score. ConfigError, in a
-    line that names the setting, where it does not answer."""
+    """Send the judge one request before anything is sampled. ConfigError, in a line that names the
+    setting, where it does not answer."""
     question = [{"role": "user", "content": "Reply with the one word: ready"}]
     with _endpoint(settings, min(settings.seconds, _CHECK_SECONDS)) as judge:
         judge.check(Request(question, max_tokens=settings.max_tokens))
@@ -156,7 +157,7 @@ class _Prompt(NamedTuple):
 
     @classmethod
     def of(cls, template: str, task: Task, text: str) -> _Prompt:
-        """The template with the texts of one answer in its places, all at once."""
+        """The template with one answer's texts in its places, substituted all at once."""
         quoted = {
             "question": task.question,
             "reference": after_thinking(task.gold) or "",
@@ -170,12 +171,12 @@ class _Prompt(NamedTuple):
 
 
 def quote(text: str) -> str:
-    """The text as one JSON string, on one line, in which no tag can be closed."""
+    """The text as one JSON string, on one line, without < and >."""
     return json.dumps(text, ensure_ascii=False).translate(_ESCAPED)
 
 
 def read_template(path: str) -> str:
-    """The template of rl.judge.template, or the project's. ConfigError where it is none."""
+    """The template of rl.judge.template, or the project's. ConfigError where it is invalid."""
     file = Path(path) if path else _TEMPLATE
     try:
         text = file.read_text(encoding="utf-8")
@@ -196,7 +197,7 @@ def read_template(path: str) -> str:
 
 
 def _settled(task: Task, text: str) -> Scored | Failed | None:
-    """What needs no judge: an answer that is none, a task that nobody can judge by."""
+    """The result where no judge is needed: no answer, or a task without a reference."""
     if not (task.gold or task.checklist):
         return Failed("the task has neither gold nor checklist", is_reply=False)
     answer = after_thinking(text)

@@ -1,11 +1,11 @@
-"""Replies of a judge on the disk, the newest ones: `with KeptReplies(path, most_bytes) as kept`.
+"""Stores a judge's newest replies on disk: `with KeptReplies(path, most_bytes) as kept`.
 
     kept.add(key, answers)
-    kept.answers(key)                # [] where none are there, or not any more
+    kept.answers(key)                # [] if none are stored, or no longer
 
-What was replied is needed while a batch is scored again, after a kill, and where the same answer
-comes again. A long run has more replies than a disk holds, so two files take turns: the one that is
-written to, and the one before it, which goes when the next is begun. No torch.
+Replies are needed when a batch is scored again after a kill, and when the same answer comes again.
+A long run has more replies than a disk holds, so two files take turns: new replies go into one, and
+the one before it is removed when the next is begun. No torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_qwen3.posttrain.generators import Answer
 
 
 class KeptReplies:
-    """path: of the newer file; the older one is beside it. most_bytes: of both, about."""
+    """path: of the newer file; the older one lies beside it. most_bytes: of both, about."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         self._path, self._most = path, most_bytes // 2
@@ -43,11 +43,11 @@ class KeptReplies:
             log.close()
 
     def answers(self, key: str) -> list[Answer]:
-        """All of a request, in the order in which they came."""
+        """All answers to a request, in order of arrival."""
         return [answer for log in reversed(self._logs) for answer in log.answers(key)]
 
     def add(self, key: str, answers: Sequence[Answer]) -> None:
-        """Keep answers; errors are none. OSError where the disk does not take them."""
+        """Store answers, not errors. OSError where writing fails."""
         self._logs[0].add(key, answers)
         if self._logs[0].bytes > self._most:
             os.replace(self._path, self._before)

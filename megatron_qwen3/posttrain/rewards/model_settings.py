@@ -1,9 +1,9 @@
-"""What the reward model of rl.judge.model is built with, in a layout of its own, beside the policy.
+"""Settings of the reward model of rl.judge.model, in its own layout beside the policy.
 
     theirs = settings_of(config, world_size)     # a Config of the reward model
     check(config, world_size)
 
-Asked before any rank starts, and by the check of memory. No torch.
+Runs before any rank starts, and in the estimate of memory. No torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def is_asked(config: Config) -> bool:
 
 
 def settings_of(config: Config, world_size: int) -> Config:
-    """ConfigError where rl.judge.model has no reward model, or its layout does not fit."""
+    """The reward model's Config. ConfigError where its folder has none, or its layout does not
+    fit."""
     asked = config.rl.judge
     overrides = [
         f"parallel.tensor={asked.tensor}",
@@ -40,8 +41,8 @@ def settings_of(config: Config, world_size: int) -> Config:
 
 
 def check(config: Config, world_size: int) -> None:
-    """ConfigError where the reward model does not fit the run's ranks, or ids mean other text to
-    it than to the policy."""
+    """ConfigError where the reward model does not fit the run's ranks, or its tokenizer is not the
+    policy's."""
     theirs = settings_of(config, world_size)
     own = tokenizer_sha256(theirs.data.tokenizer)
     policy = tokenizer_sha256(config.data.tokenizer)

@@ -1,12 +1,12 @@
-"""A reward model beside the policy: a second model on the same ranks, in a layout of its own.
+"""A reward model on the policy's ranks: a second model, in a layout of its own.
 
     reward_model = RewardModel(config, layout.world_size, alive)   # all ranks, after the policy
     scores = reward_model.score(rollouts)                    # all ranks, with the same rollouts
     rewards.score(answered, scores)                          # the first rank
 
-The ids that were sampled are the ids that are scored: nothing is decoded and encoded again, so the
-policy's tokenizer must be the reward model's (`model_settings.check`). The reward is read from the
-token that ended the answer. An answer that was cut has none, and neither a score nor one of 0.
+It scores the sampled ids themselves: nothing is decoded and encoded again, so the reward model must
+have the policy's tokenizer (`model_settings.check`). The reward is read at the token that ended the
+answer. A truncated answer has no such token, so its score is None, not 0.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from megatron_qwen3.posttrain.scoring import scores
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.model import Model
 
-_ROW_TOKENS = 8192  # places of a row that answers share; as many as the longest one, if more
+_ROW_TOKENS = 8192  # places of a row that answers share; the longest answer's length, if greater
 _ROWS_AT_ONCE = 8  # of each data rank
 
 
 class RewardModel:
-    """The model of rl.judge.model, filled. alive: is called before each part of what is scored.
+    """The loaded model of rl.judge.model. alive: called before each part of the answers.
     ConfigError where its weights are damaged."""
 
     def __init__(
@@ -52,7 +52,7 @@ class RewardModel:
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """The reward of each answer, in order, on every rank.
 
-        None of one that did not end by itself, that has ids which the reward model does not, or
+        None for an answer that did not end by itself, that has ids unknown to the reward model, or
         whose score is not finite.
         """
         ids = {n: np.array((*r.prompt, *r.tokens), np.int32) for n, r in enumerate(rollouts)}
@@ -70,7 +70,7 @@ class RewardModel:
         return found
 
     def _parts(self, numbers: Sequence[int], ids: dict[int, Ids]) -> Iterator[list[int]]:
-        """Those that are scored at once: so many tokens together, or one answer."""
+        """Answers that are scored at once: up to a number of tokens, or one answer."""
         most = _ROW_TOKENS * _ROWS_AT_ONCE * self._model.layout.data
         part: list[int] = []
         for n in numbers:

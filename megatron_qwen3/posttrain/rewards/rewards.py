@@ -1,24 +1,23 @@
-"""What each rollout's answer is worth: its parts, their weighted sum, and the reasons.
+"""Rewards of rollouts: each answer's parts, their weighted sum, and the reasons.
 
     with Rewards(config, run_dir) as rewards:                 # on the first rank alone
         scored = rewards.score([(task, rollout, text), …], model_scores)
     scored[0].total, scored[0].parts["verifier"], scored[0].reasons["verifier"]
-    rewards.unscored                # Counter of why totals are None; rewards.alarm() is a line
+    rewards.unscored                # reasons of missing totals; rewards.alarm() warns
 
-text: what the model wrote, decoded, with its thinking; task.set names the source in
-[[rollouts.tasks]]. model_scores: of the reward model, which all ranks ask together before, as it is
-a model in their layout (`reward_model.RewardModel.score(rollouts)`); None where rl.rewards, and
-every source, leaves it out.
+text: the model's whole text, decoded, with its thinking; task.set names the source in
+[[rollouts.tasks]]. model_scores: the reward model's, which all ranks compute together beforehand,
+since it is a model in their layout (`reward_model.RewardModel.score(rollouts)`); None where
+rl.rewards, and every source, leaves it out.
 
 The total is the sum of weight · part over the parts whose weight is not 0. Where one of these has
-no score (a verifier ran out of time, a judge gave none) the total is None, and counted: a reward of
-0 would say that the answer is wrong. Nothing hangs or raises for an answer: verifiers are killed
-after their time, judges are asked so often and so long and no more, and a part that raises has no
-score, with its reason.
+no score (a verifier ran out of time, a judge gave none) the total is None, and counted as missing:
+a reward of 0 would mean that the answer is wrong. No answer can make this hang or raise: verifiers
+are killed after their time, judges are asked a limited number of times, and a part that raises has
+no score, with its reason.
 
-An answer that was cut at its limit is none that is known to be wrong. rl.truncated says what it is
-worth: "masked" no score, "zero" 0, "scored" what its parts say. One that failed has no score.
-No torch.
+A truncated answer is not known to be wrong. rl.truncated sets its reward: "masked" none, "zero" 0,
+"scored" its parts' sum. A failed answer has no score. No torch.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ from megatron_qwen3.posttrain.verifiers import Verdict, Verifiers
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 from megatron_qwen3.settings import Config
 
-ROLLOUT = "rollout"  # in reasons: of what no part was asked
+ROLLOUT = "rollout"  # in reasons: why no part was computed
 TRUNCATED = "truncated"
-UNSCORED_FRACTION = 0.01  # of answers without a total, truncated ones apart: above it an alarm
-_FREE = ("format", "mode")  # parts that cost nothing: also without weight, for the report
+UNSCORED_FRACTION = 0.01  # of answers, without truncated ones: above it, a warning
+_FREE = ("format", "mode")  # parts that cost nothing: computed even without weight, for the report
 _Part = tuple[float | None, str]  # a score, and the reason for it
 Scored = tuple[Task, Rollout, str]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """total: None where it was not scored. parts: by name, those that were asked; reasons: why a
-    part is not at its best, or has no score; `rollout` where no part was asked."""
+    """total: None where it was not scored. parts: the computed ones, by name; reasons: why a part
+    is below its best, or has no score; under `rollout`, why no part was computed."""
 
     total: float | None
     parts: Mapping[str, float | None] = field(default_factory=dict)
@@ -63,7 +62,7 @@ class Reward:
 
 
 class Rewards:
-    """Scores rollouts. scored, unscored: totals so far, and why others are None, by reason."""
+    """Scores rollouts. scored: number of totals so far; unscored: number without one, by reason."""
 
     def __init__(
         self,
@@ -72,9 +71,9 @@ class Rewards:
         verifiers: Judges | None = None,
         judge: AnswerJudge | None = None,
     ) -> None:
-        """folder: of the run, in which a judge's replies are kept. verifiers, judge: in place of
-        those that the settings name; they are the caller's to enter. ConfigError where weights, the
-        judge's template or its address are wrong."""
+        """folder: of the run, for a judge's replies. verifiers, judge: used in place of those that
+        the settings name; the caller enters them. ConfigError where weights, the judge's template
+        or its address are wrong."""
         self._config, self._verifiers, self._judge = config, verifiers, judge
         self._default = weights.of_source(config.rl.rewards, ())
         self._by_source = {
@@ -86,7 +85,7 @@ class Rewards:
         if judge is None and config.rl.judge.url:
             self._own_judge = AnswerJudge(config.rl.judge, folder)
         self.scored, self.unscored = 0, Counter[str]()
-        self._told = 0, Counter[str]()  # what they were at the last alarm
+        self._told = 0, Counter[str]()  # `scored` and `unscored` at the last alarm
 
     def __enter__(self) -> Self:
         if self._verifiers is None:
@@ -132,7 +131,7 @@ class Rewards:
     def score(
         self, answered: Sequence[Scored], model_scores: Sequence[float | None] | None = None
     ) -> list[Reward]:
-        """The reward of each rollout, in order. model_scores: as many, where there are any."""
+        """The reward of each rollout, in order. model_scores: one per rollout, if any."""
         settled = [self._settled(rollout) for _, rollout, _ in answered]
         found: dict[int, dict[str, _Part]] = {n: {} for n, one in enumerate(settled) if one is None}
         cleaned = {n: form.last_turn(answered[n][2], answered[n][1].turns) for n in found}
@@ -161,7 +160,7 @@ class Rewards:
         return f"{failed:,} of {total:,} answers have no reward ({told})"
 
     def _settled(self, rollout: Rollout) -> Reward | None:
-        """The reward of a rollout of which no part is asked."""
+        """The reward of a rollout that needs no part; None for all others."""
         if rollout.finish in (ABORT, ERROR):
             reason = f"{rollout.finish}: {rollout.error}" if rollout.error else rollout.finish
             return Reward(None, {}, {ROLLOUT: reason})
@@ -187,10 +186,10 @@ class Rewards:
         pairs = [(answered[n][0].verifier, texts[n]) for n in asked]
         try:
             verdicts = self._verifiers.judge(pairs)
-        except Exception as error:  # of the machine: it starts no more processes, say
+        except Exception as error:  # of the machine, such as a failed fork
             verdicts = [Verdict(None, _told(error))] * len(pairs)
         for n, verdict in zip(asked, verdicts, strict=True):
-            # Parts of a point would be got without an answer: by saying all that may be right.
+            # A partial score could be won without an answer, by listing all candidates.
             score = None if verdict.score is None else float(verdict.score == 1.0)
             found[n]["verifier"] = (score, verdict.reason)
 
@@ -210,7 +209,7 @@ class Rewards:
         scored: Sequence[_Part]
         try:
             scored = self._judge.score([(answered[n][0], texts[n]) for n in asked])
-        except Exception as error:  # of a file system, or of an endpoint in a way of its own
+        except Exception as error:  # of the file system, or an unforeseen one of the endpoint
             scored = [(None, _told(error))] * len(asked)
         for n, part in zip(asked, scored, strict=True):
             found[n]["judge"] = part
@@ -218,7 +217,7 @@ class Rewards:
     def _alone(
         self, task: Task, rollout: Rollout, text: str, model_score: float | None
     ) -> dict[str, _Part]:
-        """The parts that need nobody else; those without weight only where they cost nothing."""
+        """The parts that need no other process; without weight, only those that cost nothing."""
         limit, settings = self._config.rollouts.max_new_tokens, self._config.rl
         said = [i for i, own in zip(rollout.tokens, rollout.sampled, strict=True) if own]
         makers: dict[str, Callable[[], _Part]] = {
@@ -266,7 +265,7 @@ def _tried(make: Callable[[], _Part]) -> _Part:
         score, reason = make()
         is_number = score is None or math.isfinite(score)
         return (score, reason) if is_number else (None, f"not finite: {score}")
-    except Exception as error:  # of a library, on a text that a model wrote
+    except Exception as error:  # a library may fail on a model's text
         return None, _told(error)
 
 

@@ -1,9 +1,9 @@
-"""The weights of a reward's parts: of the run, then of a source, then of a task.
+"""The weights of a reward's parts: a run's, overridden by a source's, then by a task's.
 
     weights = of_source(config.rl.rewards, source.rewards)    # {"verifier": 1.0, "format": 0.1, …}
     weights = weights | task.rewards                           # a task's own come last
 
-What is named takes the place of the weight before it; the others stay. Nothing imports torch.
+A named weight replaces the one before it; the others stay. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PARTS = tuple(row.name for row in fields(RewardWeightsConfig))
 
 
 def of_source(table: RewardWeightsConfig, given: Sequence[str]) -> dict[str, float]:
-    """The weight of every part. ConfigError where one that is given is none."""
+    """The weight of every part. ConfigError where a given one is invalid."""
     return asdict(table) | parsed(given)
 
 
 def parsed(given: Sequence[str]) -> dict[str, float]:
-    """`["verifier=1.0", "judge=0.5"]` as a table. ConfigError names the one that is wrong."""
+    """`["verifier=1.0", "judge=0.5"]` as a table. ConfigError names a wrong one."""
     found: dict[str, float] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -44,7 +44,7 @@ def parsed(given: Sequence[str]) -> dict[str, float]:
 
 
 def check(weights: Mapping[str, Any]) -> None:
-    """ConfigError where a name is none of the parts, or a weight is no number."""
+    """ConfigError where a name is not a part, or a weight is not a number."""
     for name, value in weights.items():
         if name not in PARTS:
             guess = did_you_mean(name, PARTS) or f"; valid: {', '.join(PARTS)}"

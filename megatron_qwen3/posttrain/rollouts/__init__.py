@@ -1,1 +1,1 @@
-"""Answers that a model samples while it trains: what is asked, what samples, how they are kept."""
+"""Rollouts: chooses tasks, samples answers while the model trains, and stores them."""

@@ -1,11 +1,11 @@
-"""Tools act: calls of many rollouts at once, each rollout's in order; none can hang or fail.
+"""Runs the tool calls of many rollouts at once, each rollout's in order, with a time limit.
 
     actors = [Actor("task-17"), …]                       # one for each rollout, for all its turns
     answers = act(environments, actors, calls, seconds=60)     # a list of texts for each
     end(environments, actors, seconds=60)
 
-A thread that a tool never gives back is left alone: the environment of its rollout is given up, and
-another thread takes its place. No such thread keeps the process from ending.
+A thread whose tool never returns is left alone: its rollout's environment is given up, and another
+thread takes its place. No such thread keeps the process from ending.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from megatron_qwen3.posttrain.rollouts.tool_calls import ToolCall
 
 
 class Actor:
-    """The environment of one rollout, which is begun when it is first needed."""
+    """The environment of one rollout, made at its first call."""
 
     def __init__(self, task: str) -> None:
         self._task = task
         self._environment: Environment | None = None
-        self.is_lost = False  # a call of it never came back
+        self.is_lost = False  # a call never returned
 
     def answer(self, environments: Environments, call: ToolCall) -> str:
-        """What a tool says to a call, or how it failed."""
+        """A tool's answer to a call, or its error as text."""
         if call.fault:
             return f"error: {call.fault}"
         names = [tool["function"]["name"] for tool in environments.tools]
@@ -41,7 +41,7 @@ class Actor:
                 environment.begin(self._task)
                 self._environment = environment
             answer = self._environment.call(call.name, call.arguments)
-        except BaseException as error:  # of tools that others wrote: they may exit, too
+        except BaseException as error:  # a user's tool may even exit
             return f"error: {type(error).__name__}: {error}"
         if not isinstance(answer, str):
             return f"error: the tool answered {answer!r:.200}, which is no text"
@@ -49,13 +49,13 @@ class Actor:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is anything to end."""
+        """Whether the environment has begun and has to be ended."""
         return self._environment is not None and not self.is_lost
 
     def end(self) -> None:
-        """End what was begun; how that fails is of no use to anybody any more."""
+        """End the environment; an error in doing so is ignored, since nobody needs it any more."""
         if self._environment is not None and self.is_begun:
-            with contextlib.suppress(BaseException):  # of others, who may exit, too
+            with contextlib.suppress(BaseException):  # a user's tool may even exit
                 self._environment.end()
 
 
@@ -65,7 +65,7 @@ def act(
     calls: Sequence[Sequence[ToolCall]],
     seconds: float,
 ) -> list[list[str]]:
-    """The answers to the calls of each actor, in order. seconds: that one call may take."""
+    """The answers to the calls of each actor, in order. seconds: the limit of one call."""
     answers: list[list[str]] = [[] for _ in actors]
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
     waiting = list(range(len(actors)))[::-1]
@@ -87,7 +87,7 @@ def act(
 
 
 def end(environments: Environments, actors: Sequence[Actor], seconds: float) -> None:
-    """End all that was begun; what has not ended after so many seconds is left alone."""
+    """End all environments that have begun; after `seconds` the rest are left alone."""
     begun: queue.SimpleQueue[Actor] = queue.SimpleQueue()
     for actor in actors:
         if actor.is_begun:
@@ -125,5 +125,5 @@ def _run(
 
 
 def _with_errors(answers: Sequence[str], count: int, seconds: float) -> list[str]:
-    """The answers that came in time; the list that the thread still writes to is left to it."""
+    """A copy of the answers given in time, filled up with errors; the thread keeps its own list."""
     return [*answers, *["error: no answer in time"] * (count - len(answers))][:count]

@@ -1,18 +1,18 @@
-"""Rollouts of several turns: the model calls tools, and one rollout has its answers and theirs.
+"""Rollouts of several turns: the model calls tools, and their answers become part of the rollout.
 
     agents = Agents(engine, environments, chat, config.rollouts.agent)     # a RolloutEngine, too
     agents.sample(asks)          # on all ranks; tools act on the first alone
 
-An answer that calls tools and ends with `<|im_end|>` gets their answers, as the chat template puts
-them, and is gone on with, until one calls none, or the limit of turns or of tokens is reached: then
-the rollout is truncated. All turns of a rollout, tools' answers included, are within its
-max_new_tokens. The ids that the engine gave are kept as they are and never encoded again; those of
-tools' answers are marked as not sampled, with log-prob 0.
+Where the model's turn calls tools and ends with `<|im_end|>`, the tools' answers follow as the chat
+template writes them, and the model goes on, until a turn has no calls or the limit of turns or
+tokens is reached: then the rollout is truncated. All turns, tools' answers included, share one
+max_new_tokens. The engine's ids are kept as they are and never encoded again; the ids of tools'
+answers are marked as not sampled, with log-prob 0.
 
-Without thinking, each turn begins with the empty think block that its prompt had. The template,
-which renders a whole conversation, drops it from the turns before the last.
+Without thinking, each turn begins with the empty think block of its prompt. (The template renders
+whole conversations and drops this block from all turns but the last.)
 
-A tool that is unknown, called wrongly, raises or takes too long is an answer: "error: …".
+A tool that is unknown, called wrongly, raises or takes too long gives the answer "error: …".
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from megatron_qwen3.settings_rollouts import AgentConfig
 
 @dataclass
 class _Dialog:
-    """A rollout while it lasts. finish: "" while it goes on."""
+    """A rollout in progress. finish: "" until it ends."""
 
     ask: Ask
     number: int  # of the sample
@@ -56,7 +56,7 @@ class _Dialog:
     error: str = ""
 
     def take(self, rollout: Rollout) -> None:
-        """Add what the model said; its calls are to be answered."""
+        """Append the model's turn; the caller then answers its calls."""
         self.seed = self.seed if self.turns else rollout.seed
         self.tokens += rollout.tokens
         self.log_probs += rollout.log_probs
@@ -66,13 +66,13 @@ class _Dialog:
         self.finish, self.error = rollout.finish, rollout.error
 
     def add(self, ids: Sequence[int]) -> None:
-        """Add what nobody sampled."""
+        """Append ids that were not sampled."""
         self.tokens += ids
         self.log_probs += [0.0] * len(ids)
         self.sampled += [False] * len(ids)
 
     def next_ask(self) -> Ask:
-        """The same task, after all that was said; its seed is of this sample and turn alone."""
+        """The task with all turns so far as its prompt; the seed depends on sample and turn."""
         ask = self.ask
         words = f"{ask.seed}/{self.number}/{self.turns}".encode()
         seed = int.from_bytes(hashlib.sha256(words).digest()[:4], "big") >> 1
@@ -103,8 +103,8 @@ class _Dialog:
 
 
 class Agents:
-    """A RolloutEngine. beat: is called on all ranks before tools act; waiting: what they are in
-    while these act, which have a limit of their own."""
+    """A RolloutEngine. beat: called on all ranks before tools run; waiting: a context that they
+    hold while tools run, which have a time limit of their own."""
 
     def __init__(
         self,
@@ -119,11 +119,11 @@ class Agents:
         self._settings, self._beat, self._waiting = settings, beat, waiting
 
     def refit(self, version: int) -> dict[str, float]:
-        """Sample by the weights of now from here on."""
+        """Sample by the current weights from now on."""
         return self._engine.refit(version)
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask, on every rank the same."""
+        """The samples of each ask, equal on every rank."""
         groups = [[_Dialog(ask, number) for number in range(ask.samples)] for ask in asks]
         dialogs = [dialog for group in groups for dialog in group]
         actors = [Actor(dialog.ask.task) for dialog in dialogs]
@@ -144,7 +144,7 @@ class Agents:
         return [[dialog.rollout() for dialog in group] for group in groups]
 
     def _take(self, dialog: _Dialog, rollout: Rollout) -> None:
-        """What the model said, and which calls of it are to be answered."""
+        """Append the model's turn to the dialog and find the calls to be answered."""
         dialog.take(rollout)
         is_closed = dialog.tokens[-1:] == [self._chat.turn_end]
         dialog.calls = []
@@ -154,8 +154,8 @@ class Agents:
             dialog.finish, dialog.calls = LENGTH, []
 
     def _answer(self, dialogs: Sequence[_Dialog], actors: Sequence[Actor]) -> None:
-        """Let tools act for each dialog and put their answers into it; one that has no room for
-        them has reached its limit."""
+        """Run each dialog's tools and append their answers; a dialog without room for them has
+        reached its limit."""
         self._beat()
         answers = self._acted(dialogs, actors)
         for dialog, texts in zip(dialogs, answers, strict=True):
@@ -167,7 +167,7 @@ class Agents:
                 dialog.add(ids)
 
     def _acted(self, dialogs: Sequence[_Dialog], actors: Sequence[Actor]) -> list[list[str]]:
-        """The answers to the calls of each dialog, from tools that act on the first rank."""
+        """The answers to the calls of each dialog; tools run on the first rank."""
         calls = [dialog.calls for dialog in dialogs]
         answer = partial(act, self._environments, actors, calls, self._settings.call_seconds)
         if not calls:

@@ -1,15 +1,15 @@
-"""Which tasks are asked next: sources by weight, modes, held-out tasks, and a curriculum.
+"""Chooses the next tasks: sources by weight, modes, held-out tasks, and a curriculum.
 
-    asker = Asker(config, sources, encode, state)    # state: that of the record before, {} at first
-    drawn = asker.draw(32)                           # each a task and what is to be sampled
+    asker = Asker(config, sources, encode, state)    # state: from the last record, {} at first
+    drawn = asker.draw(32)                           # tasks, each with the Ask for its samples
     asker.learn(results)                             # [(source, task, answers, right ones), …]
-    state = asker.state                              # into the record: draws go on from there
+    state = asker.state                              # goes into the record: later draws need it
 
-What is drawn is a function of the settings, the sources and the state, which is JSON: a run that
-goes on from a record asks what an undisturbed one would. Sources take turns by their weights,
-exactly. A file's tasks come in epochs, each in an order of its own; a generator's one after the
-other, without an end. What a source holds out is asked in evaluations alone: the tasks of
-which a hash of the question says so, in every stage the same.
+A draw is a function of the settings, the sources and the state, which is JSON: a run that resumes
+from a record draws the same tasks as one that was never stopped. Sources take turns exactly in
+proportion to their weights. A file's tasks come in epochs, each in its own order; a generator's one
+after the other, without end. Held-out tasks of a source are asked only in evaluations: a hash of
+the question chooses them, the same in every stage.
 
 rl.curriculum = "learnable" goes by pass rates. A task of a file is asked in an epoch by chance:
 
@@ -17,10 +17,10 @@ rl.curriculum = "learnable" goes by pass rates. A task of a file is asked in an 
     solved by a share p above that                              2 (1 - p), but 1/4 at least
     solved by all, or by none                                   1/8
 
-where answers of an earlier epoch count half as much as those of the next, and one that was cut at
-its limit did not solve it, scored or not. Of a generator no task
-comes twice: what is its source's pass rate decides whether the source has its turn, or the next one
-has. So what is hard and can be learned is asked most, and nothing is ever left out for good.
+where answers of an earlier epoch count half as much as those of the next, and a truncated answer is
+a failure, scored or not. A generator's tasks never repeat: the pass rate of its source decides
+whether the source keeps its turn or the next source gets it. So tasks that are hard but learnable
+are asked most, and none is dropped for good.
 
 Nothing here imports torch.
 """
@@ -46,13 +46,13 @@ from megatron_qwen3.settings_rollouts import TaskSourceConfig
 
 THINKING, NOT_THINKING = "thinking", "non-thinking"
 _PERIOD = 1 << 20  # draws of the heaviest source in a period of all
-_LEAST, _SETTLED = 1 / 4, 1 / 8  # chances of tasks that are mostly, and that are always one way
-_FADING = 0.5  # what answers before the last ones count
-_LEAST_HELD_OUT = 0.1  # of a generator: of rarer ones minutes would go by until there are enough
+_LEAST, _SETTLED = 1 / 4, 1 / 8  # chances of tasks mostly solved; always or never solved
+_FADING = 0.5  # weight of earlier answers against the latest ones
+_LEAST_HELD_OUT = 0.1  # of a generator: with a smaller share, finding enough would take minutes
 _LOOKED_AT = 3  # times as many tasks of a generator as have enough held-out ones on average
-_LONGEST_WAIT = 1000  # draws of tasks that are too long, after which nothing else is expected
+_LONGEST_WAIT = 1000  # draws in a row of tasks that are too long, before giving up
 State = dict[str, Any]
-# Ids of a prompt: of messages, tools, and whether thinking is asked for.
+# Ids of a prompt, from messages, tools, and whether thinking is asked for.
 Encode = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]], bool], Sequence[int]]
 
 
@@ -68,7 +68,7 @@ class Tasks(Protocol):
 
 
 class DrawnTask(NamedTuple):
-    """A task that is to be answered, as `ask` says. number: in its source."""
+    """A drawn task and the Ask for its samples. number: of the task in its source."""
 
     source: str
     number: int
@@ -81,8 +81,8 @@ class DrawnTask(NamedTuple):
 
 
 class TaskOutcome(NamedTuple):
-    """What became of a task that was asked: answers that were scored or cut, and those that
-    passed."""
+    """The result of an asked task: the number of answers that were scored or truncated, and of
+    those that passed."""
 
     source: str
     task: str
@@ -94,7 +94,7 @@ class TaskOutcome(NamedTuple):
 class SplitTasks:
     """A source of tasks with its settings, and the numbers of its tasks on both sides.
 
-    trained, held_out: of a source that ends; () of one that does not.
+    trained, held_out: of a finite source; () of an endless one.
     """
 
     settings: TaskSourceConfig
@@ -106,8 +106,9 @@ class SplitTasks:
 
     @classmethod
     def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> SplitTasks:
-        """fraction: that is held out; of a generator a tenth at least: it has enough for both
-        sides, and makes all that is looked at. ConfigError where nothing is left to train on."""
+        """fraction: of tasks to hold out; at least a tenth of a generator's, which has enough for
+        both sides and must generate each task to look at it. ConfigError where no task is left to
+        train on."""
         if tasks.size is None:
             return cls(settings, tasks, max(fraction, _LEAST_HELD_OUT) if fraction else 0.0)
         sides: tuple[list[int], list[int]] = ([], [])
@@ -125,8 +126,8 @@ class SplitTasks:
         return self.settings.name
 
     def first_held_out(self, most: int) -> list[int]:
-        """The first tasks that are held out, at most so many; of a generator some of those, each
-        question once: all that are among its first numbers, where it has but few questions."""
+        """The first held-out tasks, at most `most`. Of a generator, distinct questions among its
+        first numbers; if it has few questions, all of these."""
         if self.tasks.size is not None:
             return list(self.held_out[:most])
         if most not in self._found:
@@ -137,8 +138,8 @@ class SplitTasks:
         return self._found[most]
 
     def trained_from(self, cursor: int, seed: int) -> Iterator[tuple[int, Task, int]]:
-        """(number, task, cursor after it) of the tasks that are trained on, from a cursor on, for
-        ever. ConfigError where a generator makes nothing but what is held out.
+        """Yields (number, task, cursor after it) of trained tasks from a cursor on, for ever.
+        ConfigError where a generator makes only held-out tasks.
 
         The cursor counts the tasks of a file over its epochs; of a generator it is a number."""
         if self.tasks.size is None:
@@ -167,18 +168,18 @@ class SplitTasks:
 
 
 def question(task: Task) -> str:
-    """What is asked, as text that is the same for the same messages alone."""
+    """The question as text, equal for equal messages only."""
     return json.dumps([dict(m) for m in task.messages], sort_keys=True, default=str)
 
 
 def is_held_out(task: Task, fraction: float) -> bool:
-    """Whether a task is, by a hash of what it asks, that no setting changes: the same question is
-    on one side, whatever its id, and in whichever source, mode or number of a generator."""
+    """Whether a hash of the question puts the task on the held-out side. No setting changes the
+    hash: equal questions are on one side, whatever their id, source, mode or generator's number."""
     return bool(fraction) and _chance("held out", question(task)) < fraction
 
 
 def _firsts(found: Iterable[tuple[str, int]]) -> Iterator[int]:
-    """The numbers of questions, each of the first time that it comes."""
+    """The numbers of distinct questions, at their first appearance."""
     seen: set[str] = set()
     for asked, number in found:
         if asked not in seen:
@@ -187,7 +188,7 @@ def _firsts(found: Iterable[tuple[str, int]]) -> Iterator[int]:
 
 
 class Asker:
-    """Draws tasks. encode: ids of a prompt; too_long: tasks that had no room so far."""
+    """Draws tasks. encode: gives a prompt's ids; too_long: number of tasks without room so far."""
 
     def __init__(
         self,
@@ -208,11 +209,11 @@ class Asker:
         self.too_long = 0
 
     def draw(self, number: int) -> list[DrawnTask]:
-        """The next tasks to ask. ConfigError where one after the other has no room in a row."""
+        """The next tasks to ask. ConfigError where too many in succession have no room in a row."""
         return [self._next() for _ in range(number)]
 
     def learn(self, outcomes: Iterable[TaskOutcome]) -> None:
-        """Take note of pass rates, which later draws go by."""
+        """Record pass rates, which later draws depend on."""
         of_sources: dict[str, list[float]] = {}
         for source, task, answers, passed in outcomes:
             sums = of_sources.setdefault(source, [0.0, 0.0])
@@ -244,7 +245,7 @@ class Asker:
         )
 
     def _source(self) -> SplitTasks:
-        """Whose turn it is."""
+        """The source whose turn it is."""
         while True:
             turn = self.state["turn"]
             self.state["turn"] += 1
@@ -259,7 +260,7 @@ class Asker:
         return rate
 
     def _task(self, source: SplitTasks) -> tuple[int, Task]:
-        """The source's next task that is wanted; after an epoch of unwanted ones the next one."""
+        """The source's next task that the curriculum accepts; after a rejected epoch, the next."""
         cursors = self.state["cursors"]
         rates = self.state[TASK_RATES].get(source.name, {})
         places = source.trained_from(cursors.get(source.name, 0), self._seed)
@@ -274,7 +275,7 @@ class Asker:
         return number, task
 
     def _drawn(self, source: SplitTasks, number: int, task: Task) -> DrawnTask | None:
-        """What is asked of a task; None where it has no room in a row."""
+        """The draw of a task; None where prompt and answer have no room in a row."""
         asked = self.state["asked"]
         nth = asked[source.name] = asked.get(source.name, 0) + 1
         thinking = thinks(self._config, source.settings, nth)
@@ -288,7 +289,7 @@ class Asker:
 
 
 def thinks(config: Config, source: TaskSourceConfig, nth: int) -> bool:
-    """Whether the nth task of a source, from 1, is asked thinking: of mixed ones an exact share."""
+    """Whether a source's nth task, from 1, is asked with thinking; "mixed" gives an exact share."""
     mode, share = source.mode or config.rollouts.mode, config.rollouts.thinking_share
     if mode == "mixed":
         return int(nth * share + 1e-9) > int((nth - 1) * share + 1e-9)
@@ -296,7 +297,7 @@ def thinks(config: Config, source: TaskSourceConfig, nth: int) -> bool:
 
 
 def modes_of(config: Config, source: TaskSourceConfig) -> tuple[bool, ...]:
-    """Whether a source's tasks are asked thinking; both where they are asked in either mode."""
+    """The modes, as thinking or not, that a source's tasks are asked in."""
     mode = source.mode or config.rollouts.mode
     return (True, False) if mode == "mixed" else (mode == "thinking",)
 
@@ -304,8 +305,8 @@ def modes_of(config: Config, source: TaskSourceConfig) -> tuple[bool, ...]:
 def ask_of(
     config: Config, task: Task, thinking: bool, seed: int, encode: Encode, samples: int = 0
 ) -> Ask:
-    """What is sampled of a task. A /think or /no_think of its own goes before the mode that is
-    asked for. samples: 0 is rollouts.samples."""
+    """The Ask of a task. A /think or /no_think in its own text overrides the mode. samples: 0 takes
+    rollouts.samples."""
     rollouts, messages = config.rollouts, list(task.messages)
     own = soft_switch(messages)
     if own is not None:
@@ -325,12 +326,12 @@ def ask_of(
 
 
 def has_room(config: Config, ask: Ask) -> bool:
-    """Whether a row holds the prompt with the longest answer; its last token is a label alone."""
+    """Whether a row holds the prompt with the longest answer; the last token is only a label."""
     return len(ask.prompt) + ask.max_new_tokens <= config.data.sequence_length + 1
 
 
 def held_out(config: Config, source: SplitTasks, encode: Encode) -> list[DrawnTask]:
-    """What an evaluation asks of a source: each task once, in each mode that it is trained in."""
+    """The draws of an evaluation: each held-out task once in each mode that its source trains."""
     modes, drawn = modes_of(config, source.settings), []
     for number in source.first_held_out(config.rollouts.eval_prompts):
         task = source.tasks.task(number)
@@ -347,7 +348,7 @@ def _flagged(message: Mapping[str, Any], thinking: bool) -> dict[str, Any]:
 
 
 def _wanted(rate: Sequence[float] | None) -> float:
-    """The chance of a task that had so many answers, of which so many passed."""
+    """The chance that a task with this pass rate is asked."""
     if not rate or rate[0] <= 0:
         return 1.0
     share = rate[1] / rate[0]
@@ -362,6 +363,6 @@ def _faded(before: Sequence[float] | None, answers: float, passed: float) -> lis
 
 
 def _chance(what: str, key: str) -> float:
-    """A number from 0 to below 1, always the same of the same key."""
+    """A number in [0, 1), a hash of the key."""
     digest = hashlib.blake2b(f"{what}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

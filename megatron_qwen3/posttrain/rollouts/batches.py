@@ -1,14 +1,14 @@
-"""A batch of rollouts on the first rank: asked, rewarded, filtered, filled up again, written down.
+"""Makes a batch of rollouts on the first rank: asks, rewards, filters, refills, and records it.
 
     batch = RolloutBatch(config, number, step, before, asker, decode, rewards)
     asks = batch.begin()
     while asks:
-        asks = batch.take(engine.sample(asks))      # rewards them; what is to be asked besides
+        asks = batch.take(engine.sample(asks))      # rewards answers; returns further asks
     record = batch.record(entropies)
 
-A group that nothing can be learned from, since its rewards are all alike or fewer than two, is not
-trained, and another task is asked in its place, rl.refills times. The record has all groups: rates
-and lengths are of what was asked, not of what was kept. No torch here.
+A group teaches nothing where its rewards are all equal or fewer than two: it is not trained, and
+another task is asked in its place, up to rl.refills times. The record has all groups: rates and
+lengths are of all that was sampled, not only of the trained part. No torch here.
 
 Legend: N rollouts, P parts of a reward.
 """
@@ -34,11 +34,11 @@ from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, STOP, Ask, R
 from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, pieces_of
 from megatron_qwen3.settings import Config
 
-NEARLY_ALL = 0.9  # answers of a batch, which are why nothing is left of it
+NEARLY_ALL = 0.9  # a reason must hold for this share of answers to be given for an empty batch
 
 
 class Group(NamedTuple):
-    """A task's answers and what they are worth."""
+    """A task's answers and their rewards."""
 
     drawn: DrawnTask
     rollouts: Sequence[Rollout]
@@ -47,14 +47,14 @@ class Group(NamedTuple):
 
     @property
     def totals(self) -> Array:
-        """float64, NaN where there is no score."""
+        """Each answer's reward, float64, NaN where not scored."""
         return np.array([np.nan if r.total is None else r.total for r in self.rewards], np.float64)
 
 
 class RolloutBatch:
-    """One batch while it is made. step: updates that its weights have behind them; before: the
-    state in the record before, {} at first; seconds: spent so far, by what; refit: what the engine
-    says of the weights that it was given for it."""
+    """One batch in the making. step: number of updates that its weights have; before: the state in
+    the last record, {} at first; seconds: spent so far, by activity; refit: the engine's metrics of
+    the transfer of weights before this batch."""
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class RolloutBatch:
         rewards: Rewards,
         known: int | None = None,
     ) -> None:
-        """known: ids from here on a teacher does not know, and trains no answer with one of them;
-        None where it knows all of them, or there is none."""
+        """known: an answer with an id that the teacher does not know, this one or above, is not
+        trained; None without a teacher, or where it knows all ids."""
         self._known = known
         self._config, self.number, self.step, self._before = config, number, step, before
         self._asker, self._decode, self._rewards = asker, decode, rewards
@@ -80,7 +80,7 @@ class RolloutBatch:
         self._asked_at = 0.0
 
     def begin(self) -> list[Ask]:
-        """What is asked first."""
+        """The first asks."""
         return self._ask(self._config.rollouts.prompts)
 
     def take(
@@ -88,9 +88,9 @@ class RolloutBatch:
         made: Sequence[Sequence[Rollout]],
         model_scores: Sequence[float | None] | None = None,
     ) -> list[Ask]:
-        """Take the answers to what was asked; what is to be asked besides, [] where all is there.
+        """Take and reward the samples of the last asks; returns further asks, [] when done.
 
-        model_scores: of a reward model, of each rollout in order.
+        model_scores: the reward model's score of each rollout, in order.
         """
         began = time.perf_counter()
         self.seconds["rollout"] += began - self._asked_at
@@ -103,7 +103,7 @@ class RolloutBatch:
         return self._ask(missing)
 
     def is_kept(self, group: Group) -> bool:
-        """Whether anything can be learned of a group; from a teacher something always can."""
+        """Whether a group teaches anything; with a teacher in place of rewards it always does."""
         if self._config.run.mode == "distill":
             return True
         settings, totals = self._config.rl.advantage, group.totals
@@ -116,9 +116,9 @@ class RolloutBatch:
         return teaches(parts_GP, settings, list(self._rewards.weights(group.drawn.task).values()))
 
     def record(self, entropies: Sequence[float] = ()) -> RolloutRecord:
-        """The whole batch, with the state of the loop from here on.
+        """The whole batch, with the loop's state after it.
 
-        entropies: of the updates since the batch before was made, as they came.
+        entropies: of the updates since the last batch was made, in order.
         """
         config = self._config
         columns = records.of_groups(
@@ -150,10 +150,10 @@ class RolloutBatch:
         return replace(whole, advantage_N=advantage_N, state=self._state(whole, entropies))
 
     def _state(self, record: RolloutRecord, entropies: Sequence[float]) -> dict[str, Any]:
-        """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
-        it; update_tokens: of each of its updates; empty, idle, truncated_alone: batches in a row,
-        with this one, that left nothing to train, that left some updates nothing, and of which
-        nearly all answers were truncated; seed: that its rollouts are shared out by."""
+        """asking: the Asker's state; entropy_coefficient: for this batch's updates; tokens: trained
+        before it; update_tokens: of each of its updates; empty, idle, truncated_alone: number of
+        batches in a row, up to this one, with nothing to train, with some updates empty, and with
+        nearly all answers truncated; seed: of the order in which updates share its rollouts."""
         config, before = self._config, self._before
         settings = config.rl.entropy
         coefficient = before.get("entropy_coefficient", settings.coefficient)
@@ -177,7 +177,7 @@ class RolloutBatch:
         }
 
     def samples(self, record: RolloutRecord) -> Iterator[dict[str, Any]]:
-        """Some rollouts for reading: the best and the worst of the first groups."""
+        """A few rollouts as text: the best and the worst of the first groups."""
         first = 0
         for group in self.groups[:SHOWN_GROUPS]:
             order = np.argsort(np.nan_to_num(group.totals, nan=-np.inf), kind="stable")
@@ -202,7 +202,7 @@ class RolloutBatch:
             first += len(group.rollouts)
 
     def _pieces(self, rollout: Rollout) -> list[list[Any]]:
-        """Its text, and which of it was sampled; the token that ended it apart."""
+        """The text in pieces, sampled or not; the token that ended it apart."""
         end = -1 if rollout.finish == STOP else None
         return pieces_of(rollout.tokens[:end], rollout.sampled[:end], self._decode)
 
@@ -217,8 +217,7 @@ class RolloutBatch:
         return self._config.rl.filter and self._config.run.mode == "rl"
 
     def _is_answer(self, columns: Mapping[str, Any], reward_N: Array) -> Array:
-        """Whether each rollout is one to learn from: one that has a reward, or that a teacher can
-        be asked about."""
+        """Whether each rollout can be learned from: it has a reward, or a teacher can score it."""
         if self._config.run.mode == "rl":
             return ~np.isnan(reward_N)
         failed = [records.FINISHES.index(finish) for finish in (ABORT, ERROR)]
@@ -232,13 +231,13 @@ class RolloutBatch:
         return records.any_beyond(columns["ids"], places_N, self._known)
 
     def _has_room(self, columns: Mapping[str, Any]) -> Array:
-        """Whether a row holds each rollout: what agents' tools said may have made it too long."""
+        """Whether each rollout fits into a row: tools' answers may have made it too long."""
         places_N: Array = columns["prompt_lengths_N"] + columns["lengths_N"] - 1
         return places_N <= self._config.data.sequence_length
 
     def _outcomes(self, record: RolloutRecord) -> Iterator[TaskOutcome]:
-        """What the curriculum hears of each task: an answer that was cut is one that did not pass,
-        also where it is not scored; or what is always cut would count as never asked."""
+        """The curriculum's results of each task. A truncated answer counts as failed even where it
+        has no score; otherwise a task that is always truncated would count as never asked."""
         passed_N, first = record.passed_N, 0
         passed_N = np.where(np.isnan(passed_N) & record.is_truncated_N, 0.0, passed_N)
         for group in self.groups:
@@ -272,8 +271,8 @@ def rewarded(
     rewards: Rewards,
     model_scores: Sequence[float | None] | None = None,
 ) -> list[Group]:
-    """The answers to what was drawn, each as text, without the token that ended it, and with its
-    reward. model_scores: of a reward model, of each rollout in order."""
+    """The answers to the drawn tasks with their rewards, each as text without the token that ended
+    it. model_scores: the reward model's score of each rollout, in order."""
     texts = [
         [decode(r.tokens[: -1 if r.finish == STOP else None]) for r in rollouts]
         for rollouts in made
@@ -296,9 +295,9 @@ def advantages_of(
     weight_NP: Array | None = None,
     penalty_N: Array | None = None,
 ) -> Array:
-    """The advantages of what is trained, float32 [N]; 0 of the rest, which no mean counts.
+    """The advantages of trained rollouts, float32 [N]; 0 for the others, which no mean counts.
 
-    weight_NP: of the parts of each reward, which rl.advantage.parts = "each" normalises one by one.
+    weight_NP: of the parts of a reward, which rl.advantage.parts = "each" normalises one by one.
     """
     is_each = config.rl.advantage.parts == "each" and weight_NP is not None
     rewards = (record.parts_NP if is_each else record.reward_N).astype(np.float64)
@@ -317,7 +316,7 @@ def advantages_of(
 
 
 def _scores(reward: Reward) -> list[float]:
-    """Of each part, NaN where it has none."""
+    """The score of each part, NaN where it has none."""
     scores = [reward.parts.get(name) for name in PARTS]
     return [np.nan if score is None else score for score in scores]
 

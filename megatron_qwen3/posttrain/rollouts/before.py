@@ -1,11 +1,11 @@
 """Log-probs of a batch of rollouts before its first update: the policy's own, and a reference's.
 
-    rows = [rows of each update, None of an empty one]
-    old_T = own(config, model, record, rows)          # kept beside the record, or read there
+    rows = [rows of each update, None for an empty one]
+    old_T = own(config, model, record, rows)          # stored beside the record, or read there
     reference_T = scored(reference, rows, record, temperature)
 
-They are of all tokens [T], so that a run that goes on in the middle of a batch, maybe in another
-layout, has the very numbers that the batch began with.
+They cover all tokens [T], so that a run that resumes within a batch, even in another layout, has
+the same numbers that the batch began with.
 
 Legend: T tokens of all rollouts, R rows, S positions.
 """
@@ -26,14 +26,14 @@ from megatron_qwen3.training.model import Model
 
 
 def are_needed(config: Config) -> bool:
-    """Whether the policy's own have to be computed beforehand. The first update of a batch has them
-    without: what it computes is what the weights said before it."""
+    """Whether the policy's log-probs have to be computed beforehand. The first update of a batch
+    needs none: its own forward pass gives the log-probs before it."""
     rl = config.rl
     return rl.updates > 1 or rl.loss.rejection != "none" or penalizes(config)
 
 
 def penalizes(config: Config) -> bool:
-    """Whether the divergence from the reference is taken off rewards."""
+    """Whether the divergence from the reference is subtracted from rewards."""
     return config.rl.kl.coefficient > 0 and config.rl.kl.place == "reward"
 
 
@@ -44,7 +44,7 @@ def own(
     rows: Sequence[RolloutRows | None],
     alive: Callable[[], None] = lambda: None,
 ) -> Array:
-    """The policy's, float32 [T], on all ranks; computed once in the life of a batch."""
+    """The policy's log-probs, float32 [T], on all ranks; computed once per batch."""
     folder, tokens = folder_of(config.run_dir, record.batch), len(record.log_probs)
     kept: Array | None = of_first(lambda: read_old(folder, tokens))
     if kept is None:
@@ -62,7 +62,7 @@ def scored(
     alive: Callable[[], None] = lambda: None,
 ) -> Array:
     """log p of all tokens in the rows under a model, at a temperature, float32 [T]; 0 elsewhere.
-    alive: is called before the rows of each update."""
+    alive: called before the rows of each update."""
     head, found_T = tempered(temperature), np.zeros(len(record.log_probs), np.float32)
     for update in rows:
         if update is not None:

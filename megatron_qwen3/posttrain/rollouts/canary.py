@@ -1,12 +1,12 @@
-"""Whether a server computes what the model in training does: two fixed prompts, after each refit.
+"""Checks after each refit, by two fixed prompts, that a server computes as the model in training.
 
     prompts = prompts_of(config)
     answers = ask(client, prompts, temperature)                  # on the first rank
-    differences(model, prompts, [answers, …], temperature)       # on all ranks, of each server
+    differences(model, prompts, [answers, …], temperature)       # on all ranks; one per server
 
-Weights can arrive whole and yet not be what a server computes with: experts that were packed anew
-or not, a head that is tied, a prompt that other weights have read. The prompts are longer than a
-block of the cache and known to the server from before, so that what it cached would show.
+A server can receive all weights and still compute with others: experts that were packed again or
+not, a head that is tied, a prompt cached under earlier weights. The prompts are longer than a block
+of the cache and the server has read them before, so that a stale cache shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Answer = tuple[list[int], list[float]]  # tokens, and the server's log-probabili
 
 
 def prompts_of(config: Config) -> list[list[int]]:
-    """The same ids in every run of the same vocabulary."""
+    """Two prompts, equal in every run with the same vocabulary."""
     length = min(PROMPT_TOKENS, config.data.sequence_length - TOKENS)
     random = np.random.default_rng(_SEED)
     ids = random.integers(config.model.vocab_size, size=(PROMPTS, length))
@@ -40,8 +40,8 @@ def prompts_of(config: Config) -> list[list[int]]:
 def ask(
     client: Client, prompts: Sequence[Sequence[int]], temperature: float, tokens: int = TOKENS
 ) -> list[Answer]:
-    """What a server answers at the temperature of rollouts, `tokens` to each prompt. Died where it
-    does not."""
+    """A server's answers of `tokens` tokens to each prompt, at the rollouts' temperature. Died
+    where it does not answer."""
     draw = TokenDraw(temperature, _SEED, 1, tokens, ())
     with ThreadPoolExecutor(len(prompts)) as pool:
         made = list(pool.map(lambda prompt: client.generate(prompt, draw), prompts))
@@ -60,7 +60,7 @@ def differences(
     of_servers: Sequence[Sequence[Answer]],
     temperature: float,
 ) -> list[float]:
-    """By which log-probabilities of each server are off at most; all ranks call it alike."""
+    """Each server's largest difference of log-probabilities; all ranks call it."""
     rows = [
         [*prompt, *tokens]
         for answers in of_servers

@@ -1,8 +1,8 @@
 """Texts to search: `Corpus.read("corpus.jsonl").search("tall towers", 3)`, best matches first.
 
 A line is {"id": "eiffel", "text": "…"}. Ranking is BM25 (Lucene's, k1 = 1.5, b = 0.75) by bm25s.
-Words are lowered runs of letters and digits; of Chinese and Japanese each character is one, since
-they are written without spaces.
+Words are lower-cased runs of letters and digits; in Chinese and Japanese, which are written without
+spaces, each character is a word.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff
 
 
 class Corpus:
-    """Texts by their ids, and what finds them."""
+    """Texts by id, and their index."""
 
     def __init__(self, texts: dict[str, str]) -> None:
         try:
@@ -36,7 +36,7 @@ class Corpus:
 
     @classmethod
     def read(cls, path: str) -> Corpus:
-        """ConfigError, in one line, where a line is none or an id stands twice."""
+        """Read a corpus. ConfigError, in one line, for a bad line or a repeated id."""
         texts: dict[str, str] = {}
         try:
             with Path(path).open(encoding="utf-8") as file:
@@ -53,7 +53,7 @@ class Corpus:
         return cls(texts)
 
     def search(self, query: str, most: int) -> list[tuple[str, str]]:
-        """(id, text) of those with words of the query, best first, else in the file's order."""
+        """(id, text) of texts that have words of the query, best first; ties in file order."""
         known = [word for word in words(query) if word in self._index.vocab_dict]
         if not known:
             return []
@@ -63,7 +63,7 @@ class Corpus:
 
 
 def words(text: str) -> list[str]:
-    """What a text is found by."""
+    """The words of a text by which it is found."""
     return _WORD.findall(text.lower())
 
 

@@ -1,6 +1,6 @@
-"""What samples a run's rollouts: `with open_engine(config, model, tokenizer, beat) as engine`.
+"""Opens the engine of a run's rollouts: `with open_engine(config, model, tokenizer, beat)`.
 
-rollouts.engine says which, rollouts.agent whether it calls tools; all ranks open and ask it alike.
+rollouts.engine chooses it, rollouts.agent adds tools; all ranks open and call it alike.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def open_engine(
     alive: Callable[[], None] = lambda: None,
     waiting: Waiting = nullcontext,
 ) -> Iterator[RolloutEngine]:
-    """The engine of the settings, with its tools, closed at the end. beat: is called while it
-    samples, on all ranks alike, and may raise to end that; alive: by each rank for itself; waiting:
-    what all ranks are in while servers or tools answer, which have limits of their own.
+    """The engine of the settings, with its tools; closed at the end. beat: called on all ranks
+    alike while it samples, and may raise to end that; alive: called by each rank for itself;
+    waiting: a context that all ranks hold while servers or tools run, which have time limits of
+    their own.
 
-    ConfigError where servers of vLLM do not start, or tools cannot be had.
+    ConfigError where servers of vLLM do not start, or tools are not available.
     """
     agent = config.rollouts.agent
     with _sampling(config, model, tokenizer, beat, alive, waiting) as engine:
@@ -57,8 +58,8 @@ def open_engine(
 
 @contextmanager
 def _environments(agent: AgentConfig, waiting: Waiting) -> Iterator[Environments]:
-    """Where tools act on the first rank, and what they are on all; a fault there is raised on
-    all."""
+    """The agent's environments, in which tools run on the first rank; the other ranks know only
+    the tools. A fault on the first rank is raised on all."""
     with ExitStack() as opening:
         found: list[Environments] = []
 
@@ -93,18 +94,18 @@ def _sampling(
 
 
 def _are_read_everywhere(config: Config) -> bool:
-    """Whether all ranks read rollouts: where agents go on with them, or a reward model scores them.
+    """Whether all ranks need rollouts: where agents continue them, or a reward model scores them.
 
-    Else they are rewarded, filtered and written by the first one, and others read the record.
+    Else the first rank rewards, filters and writes them, and the others read the record.
     """
     return bool(config.rollouts.agent.environment) or model_settings.is_asked(config)
 
 
 def check_engine(config: Config) -> None:
-    """ConfigError where servers could not start, or are not there, or tools cannot be had; before
-    any rank starts.
+    """ConfigError, before any rank starts, where servers could not start or do not answer, or tools
+    are not available.
 
-    The first rank's machine has them, so it is the one that looks.
+    Servers and tools belong to the first rank's machine, so the first rank checks.
     """
     if launcher.rank() == 0:
         environments.check(config.rollouts.agent)

@@ -1,4 +1,4 @@
-"""What an agent's tools act on: `python` (the sandbox), `search` (a corpus), or a class of yours.
+"""Environments of agents' tools: `python` (the sandbox), `search` (a corpus), or a user's class.
 
     with opened(config.rollouts.agent) as environments:
         environments.tools               # JSON schemas, to be put into prompts
@@ -7,8 +7,8 @@
         environment.call("python", {"code": "print(6 * 7)"})     # "42"
         environment.end()
 
-Each rollout has an environment of its own. A class of yours has what `Environment` has, is made
-without arguments, and is found as Python finds modules, as by PYTHONPATH. torch is not imported.
+Each rollout has an environment of its own. A user's class has the methods of `Environment`, takes
+no arguments, and lies in a module that Python finds, e.g. by PYTHONPATH. torch is not imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from megatron_qwen3.posttrain.sandbox.exam import reason_of
 from megatron_qwen3.settings_rollouts import AgentConfig
 
 PYTHON, SEARCH = "python", "search"
-_AT_ONCE = 32  # rollouts whose tools act at once, where no processor is what they need
+_AT_ONCE = 32  # rollouts whose tools run at once, where tools do not need the processor
 _MOST_FOUND = 20
 _OURS = re.compile(r'^  File "<string>", line \d+, in <module>\n', re.M)
 
@@ -37,29 +37,30 @@ Tools = tuple[Mapping[str, Any], ...]
 
 
 class Environment(Protocol):
-    """One rollout's. What `call` raises is told to the model, as an answer "error: …"."""
+    """One rollout's environment. An exception of `call` reaches the model as "error: …"."""
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
-        """Of the class, in OpenAI's form: {"type": "function", "function": {"name", …}}."""
+        """The tools of the class, in OpenAI's form: {"type": "function", "function": {"name",
+        …}}."""
         ...
 
     def begin(self, task: str) -> None:
-        """Before the first call, if there is any. task: the id of the task."""
+        """Called before the first call. task: the id of the task."""
         ...
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """The answer of a tool; calls of a rollout come one after another, from any thread."""
+        """A tool's answer; a rollout's calls come one after another, from any thread."""
         ...
 
     def end(self) -> None:
-        """After the last call, where `begin` was called."""
+        """Called after the last call, if `begin` was called."""
         ...
 
 
 @dataclass(frozen=True)
 class Environments:
-    """tools: of each environment. make: a new one, for a rollout. at_once: how many may act."""
+    """tools: schemas. make: makes a rollout's environment. at_once: how many may run."""
 
     tools: Tools
     make: Callable[[], Environment]
@@ -68,9 +69,10 @@ class Environments:
 
 @contextmanager
 def opened(settings: AgentConfig, leads: bool = True) -> Iterator[Environments]:
-    """What the settings name, ready to act where this process `leads`; elsewhere its tools only.
+    """The environments that the settings name, usable where this process `leads`; elsewhere only
+    their tools.
 
-    ConfigError, in one line, where it cannot be had.
+    ConfigError, in one line, where they are not available.
     """
     if settings.environment == PYTHON:
         if not leads:
@@ -88,7 +90,7 @@ def opened(settings: AgentConfig, leads: bool = True) -> Iterator[Environments]:
 
 
 def tools_of(settings: AgentConfig) -> Tools:
-    """The tools that the settings' environment offers; none without one."""
+    """The tools of the settings' environment; empty without one."""
     if not settings.environment:
         return ()
     with opened(settings, leads=False) as found:
@@ -96,7 +98,7 @@ def tools_of(settings: AgentConfig) -> Tools:
 
 
 def check(settings: AgentConfig) -> None:
-    """ConfigError, in one line, where the environment cannot be had on this machine."""
+    """ConfigError, in one line, where the environment is not available on this machine."""
     if settings.environment:
         with opened(settings):
             pass
@@ -112,7 +114,7 @@ def _own(name: str) -> Any:
     setting = f"rollouts.agent.environment = {name!r}"
     try:
         own = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # of a module that somebody else wrote
+    except Exception as error:  # a user's module may raise anything
         raise ConfigError(
             f"{setting} cannot be imported ({type(error).__name__}: {error}); valid: {PYTHON}, "
             f"{SEARCH}, or module:Class with the module on PYTHONPATH"
@@ -143,9 +145,9 @@ def tool(name: str, about: str, needed: Mapping[str, Any], more: Mapping[str, An
 
 
 class Python:
-    """A Python interpreter: one program a call, and nothing is kept between calls.
+    """A Python interpreter that runs one program per call and keeps nothing between calls.
 
-    So a call depends on its own text alone: it can be remembered, and a rollout done again.
+    So a call depends only on its text: results can be cached, and a rollout can be repeated.
     """
 
     tools: Tools = (
@@ -162,10 +164,10 @@ class Python:
         self._sandbox = sandbox
 
     def begin(self, task: str) -> None:
-        """Nothing is kept."""
+        """Does nothing: calls share no state."""
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """What the program wrote, then why it ended, if not by itself."""
+        """The program's output, then why it ended, if not by itself."""
         outcome = self._sandbox.run(_text(arguments, "code"))
         if outcome.failure:
             raise RuntimeError(f"the sandbox failed: {outcome.failure}")
@@ -176,11 +178,11 @@ class Python:
         return "\n".join(part.rstrip() for part in parts if part.strip()) or "(it printed nothing)"
 
     def end(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: calls share no state."""
 
 
 class CorpusSearch:
-    """Texts of a corpus that have words of a query."""
+    """Search in a corpus by the words of a query."""
 
     tools: Tools = (
         tool(
@@ -195,7 +197,7 @@ class CorpusSearch:
         self._corpus = corpus
 
     def begin(self, task: str) -> None:
-        """Nothing is kept."""
+        """Does nothing: calls share no state."""
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """The texts, best first, each after its id in brackets."""
@@ -206,7 +208,7 @@ class CorpusSearch:
         return "\n\n".join(f"[{name}] {text}" for name, text in found) or "(nothing found)"
 
     def end(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: calls share no state."""
 
 
 def _text(arguments: Mapping[str, Any], name: str) -> str:

@@ -1,13 +1,13 @@
-"""The weights of a model in training as Hugging Face's tensors, whole, from any layout.
+"""Gathers a training model's weights from any layout as whole Hugging Face tensors.
 
-    weights = Gathered(model)                    # all ranks; learns who holds what
-    weights.table                                # [[name, shape, dtype], …], alike on all ranks
+    weights = Gathered(model)                    # all ranks; finds who holds which part
+    weights.table                                # [[name, shape, dtype], …], equal on all ranks
     for bucket in weights.buckets(1 << 30):      # all ranks take part to the end
         bucket.tensors                           # on the first rank {name: tensor}, else {}
 
-Each bucket is a run of tensors in the order of the forward pass, of about so many bytes: that, and
-what one other rank sends of it, is all the memory that it takes. Rows are moved by the one table of
-names (`convert/mapping.py`) and nothing is computed. A tied model has its lm_head, too: vLLM keeps
+Each bucket is a run of tensors in the order of the forward pass, of about the given bytes: it takes
+memory for itself and for one other rank's part of it. Rows are moved by the table of names
+(`convert/mapping.py`); nothing is computed. A tied model yields its lm_head, too, since vLLM keeps
 a packed copy of it.
 """
 
@@ -42,7 +42,7 @@ Name = tuple[str, Index]  # of one of our tensors: its name in the table, its la
 
 @dataclass(frozen=True)
 class Region:
-    """Rows and columns that a rank holds of one of our tensors; `number`: among its regions."""
+    """Rows and columns of one of our tensors that a rank holds; `number`: among its regions."""
 
     name: Name
     row: int
@@ -56,7 +56,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some tensors, and the one buffer that they lie in, uint8; no bytes but on the first rank."""
+    """Some tensors and their common buffer, uint8, which is empty except on the first rank."""
 
     table: Table
     flat: Tensor
@@ -67,7 +67,7 @@ class Bucket:
 
 
 class Gathered:
-    """Who holds what of a model; which weights that are is asked anew for each bucket."""
+    """Who holds which part of a model; each bucket reads the weights as they are then."""
 
     def __init__(self, model: Model) -> None:
         """All ranks call it. RuntimeError where no rank holds a part of the model."""
@@ -90,9 +90,9 @@ class Gathered:
     def buckets(
         self, most_bytes: int, alive: Callable[[], None] = lambda: None
     ) -> Iterator[Bucket]:
-        """Every tensor once, in order; a bucket has more bytes only where one of ours has.
+        """Every tensor once, in order; a bucket exceeds `most_bytes` only for one larger tensor.
 
-        alive: is called before each, on every rank: a large model takes longer than a hang."""
+        alive: called before each, on every rank: a large model takes longer than the hang limit."""
         self._model.synchronize()
         mine = [tensor for _, tensor in self._mine()]
         for units in self.plan(most_bytes):
@@ -100,7 +100,7 @@ class Gathered:
             yield self._gathered(units, mine)
 
     def plan(self, most_bytes: int) -> list[list[tuple[Weight, Index]]]:
-        """Which of our tensors are gathered together."""
+        """The buckets, as lists of our tensors."""
         planned: list[list[tuple[Weight, Index]]] = []
         room = 0
         for unit in self._units:
@@ -117,7 +117,7 @@ class Gathered:
         return [row for weight, index in units for row in self._rows(weight, index)]
 
     def _rows(self, weight: Weight, index: Index) -> Table:
-        """What Hugging Face's format has of one of our tensors."""
+        """The Hugging Face tensors that one of ours becomes: [name, shape, dtype] each."""
         dtype = self._regions[weight.names[0], index][0].dtype
         found: Table = [
             [weight.part_name(part, index), list(weight.part_shape(part)), dtype]
@@ -128,7 +128,7 @@ class Gathered:
         return found
 
     def _mine(self) -> Iterator[tuple[Region, Tensor]]:
-        """What this rank has to give, in an order that stays: each part has one rank that does."""
+        """The parts that this rank sends, in a fixed order: of each part one rank sends it."""
         table = {n: w for w in weights(self._model.config.model) for n in w.names}
         entries = chain.from_iterable(c.values() for c in self._model.weights().values())
         number = 0
@@ -205,7 +205,7 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _received(rank: int, held: list[Region], device: torch.device) -> Iterator[Tensor]:
-    """What a rank sends of a bucket."""
+    """The regions of a bucket that a rank sends."""
     sizes = [r.rows * r.columns * getattr(torch, r.dtype).itemsize for r in held]
     flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     dist.recv(flat, src=rank)
@@ -217,7 +217,7 @@ def _received(rank: int, held: list[Region], device: torch.device) -> Iterator[T
 
 
 def _put(weight: Weight, region: Region, x: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Rows of ours into the tensors of Hugging Face's that they belong to."""
+    """Copy rows of our tensor into the Hugging Face tensors that they belong to."""
     columns = slice(region.column, region.column + region.columns)
     for piece in weight.pieces():
         low = max(region.row, piece.row)

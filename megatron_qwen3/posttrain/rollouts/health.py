@@ -1,10 +1,10 @@
-"""What is wrong with a batch of rollouts, in lines, and when a run stops for it.
+"""Warns of faults in a batch of rollouts, and stops a run whose batches leave nothing to train.
 
     for line in lines(config, record): run.log.note(line)
     check(config, record)            # BadBatch where batch after batch leaves nothing to train
 
-Truncated answers, answers without a reward and groups whose answers are all alike teach nothing,
-and a run whose rewards are 0 for such a reason looks like one that learns slowly. No torch here.
+Truncated answers, answers without a reward and groups of equal rewards teach nothing, and a run
+whose rewards are 0 for such a reason looks as if it learned slowly. No torch here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 
 _WAYS_OUT = "easier or harder tasks, more rollouts.samples or rl.refills"
-TRUNCATED, UNSCORED, FAILED = 0.05, 0.01, 0.01  # shares of answers above which a line says so
+TRUNCATED, UNSCORED, FAILED = 0.05, 0.01, 0.01  # shares of answers above which a line warns
 
 
 def lines(config: Config, record: RolloutRecord) -> Iterator[str]:
-    """What a person should know of the batch."""
+    """Warnings about the batch for the log."""
     counts, answers, batch = record.counts, len(record), f"batch {record.batch}"
     limit = config.rollouts.max_new_tokens
     needs_rewards = config.run.mode == "rl"
@@ -43,7 +43,7 @@ def lines(config: Config, record: RolloutRecord) -> Iterator[str]:
     if unknown := counts.get("unknown_ids"):
         yield f"{batch}: {unknown:,} of {answers:,} answers have ids that the teacher does not know"
     if counts["too_long"]:
-        yield f"{batch}: {counts['too_long']:,} tasks were passed over, which have no room in a row"
+        yield f"{batch}: {counts['too_long']:,} tasks were passed over: they have no room in a row"
     if record.state["empty"]:
         yield f"{batch}: nothing to train: {_why(record)}"
     if needs_rewards and record.state.get("idle") == 1:  # the first of several in a row
@@ -54,12 +54,12 @@ def lines(config: Config, record: RolloutRecord) -> Iterator[str]:
             "rl.updates help"
         )
     if needs_rewards and _is_all_alike(config, record):
-        yield f"{batch}: no answer has an advantage, so that no reward is learnt: {_why(record)}"
+        yield f"{batch}: no answer has an advantage, so rewards teach nothing: {_why(record)}"
 
 
 def check(config: Config, record: RolloutRecord) -> None:
-    """BadBatch where it is the last of more batches than rl.most_empty without use. Answers that
-    were cut are of none, unless they are scored like others."""
+    """BadBatch where this is the last of more than rl.most_empty useless batches. Truncated
+    answers are useless unless they are scored like others."""
     most, state = config.rl.most_empty, record.state
     is_lost = config.run.mode == "rl" and config.rl.truncated != "scored"
     if state["truncated_alone"] > most and is_lost:
@@ -88,7 +88,7 @@ def _why(record: RolloutRecord) -> str:
 
 
 def _is_all_alike(config: Config, record: RolloutRecord) -> bool:
-    """Whether answers are trained and none of them has an advantage, nor gets one by its divergence
+    """Whether answers are trained but none has an advantage, nor will get one by its divergence
     from the reference."""
     if config.rl.kl.coefficient and config.rl.kl.place == "reward":
         return False

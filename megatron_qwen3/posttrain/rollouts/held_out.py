@@ -1,10 +1,10 @@
-"""Tasks that are never trained on, answered: pass rate and reward of each source and each mode.
+"""Evaluates held-out tasks: pass rate and reward of each source and each mode.
 
     results = evaluate(rollouts, goes_on)     # {"math": …, "mode thinking": …, "all": …}
 
-Each held-out task, rollouts.eval_prompts of a source, is answered once in each mode that its source
-is trained in, sampled as in training, with seeds of its own that no step changes. One that was cut
-at its limit is not right, whatever rl.truncated says of training.
+Each held-out task, up to rollouts.eval_prompts per source, is answered once in each mode that its
+source is trained in, with the sampling of training and a seed that is the same at every step. A
+truncated answer counts as wrong, whatever rl.truncated says of training.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from megatron_qwen3.training.metrics import TaskResult
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.training.stop import StopAsked
 
-Scores = Sequence[float | None] | None  # of a reward model
-_AT_ONCE = 4  # times rollouts.rows
+Scores = Sequence[float | None] | None  # from a reward model
+_AT_ONCE = 4  # asks sampled at once, in multiples of rollouts.rows
 
 
 def evaluate(
@@ -35,8 +35,8 @@ def evaluate(
 ) -> dict[str, TaskResult] | None:
     """Results by name, equal on all ranks; {} where nothing is held out.
 
-    version: of the weights of now. `goes_on` is asked on all ranks now and then; None where it
-    says no.
+    version: of the current weights. All ranks call `goes_on` now and then; None once it returns
+    False.
     """
     drawn: list[DrawnTask] = []  # on the first rank
     groups: list[Group] = []
@@ -51,7 +51,7 @@ def evaluate(
         own = drawn[start : start + len(made)]
         groups.extend(rewarded(own, made, rollouts.decode, rollouts.rewards, scores))
 
-    with rollouts.waiting():  # generators may take long to make what is held out
+    with rollouts.waiting():  # generators may take long to make the tasks
         asks = of_first(ask)
     size = _AT_ONCE * rollouts.config.rollouts.rows
     if asks:
@@ -98,6 +98,6 @@ def _result(groups: Sequence[Group]) -> TaskResult:
 
 
 def _passed(rollout: Rollout, reward: Reward) -> bool | None:
-    """As `passed`; an answer that was cut, which training may leave out, is not right here."""
+    """As `passed`, but a truncated answer, which training may leave out, is wrong here."""
     is_right = passed(reward.total, reward.parts)
     return False if is_right is None and rollout.is_truncated else is_right

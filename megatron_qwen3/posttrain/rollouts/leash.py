@@ -1,12 +1,12 @@
-"""A command that may not outlive who started it: `python leash.py PARENT FOLDER COMMAND…`.
+"""Runs a command that may not outlive its starter: `python leash.py PARENT FOLDER COMMAND…`.
 
-vLLM's server is three processes or more, of which the others live on when one is killed, and keep
-their memory. So they run in a session of their own whose leader is this script: when the command
-ends, or the process PARENT has gone, however it went, the whole session is killed. FOLDER, which
-holds weights in memory, then goes with PARENT.
+vLLM's server is three processes or more; when one is killed the others live on and keep their
+memory. So they run in a session of their own, led by this script: when the command ends, or the
+process PARENT is gone for any reason, the whole session is killed. FOLDER, which holds weights in
+memory, is removed when PARENT is gone.
 
-What a killed process shared with others by name (/dev/shm) stays. Python starts a process that
-knows these names and removes them once all who used them have gone; `end` lets it.
+Shared memory (/dev/shm) of a killed process stays. Python starts a tracker process that knows these
+names and removes them once all their users are gone; `end` leaves it time for that.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def main(parent: int, folder: str, command: list[str]) -> None:
 
 
 def end(group: int) -> None:
-    """Kill a group's processes but for its leader, and wait for what they shared to be removed."""
+    """Kill a group's processes except its leader, and wait until their shared memory is removed."""
     for pid, is_tracker in _members(group):
         if not is_tracker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -49,9 +49,9 @@ def end(group: int) -> None:
 
 
 def _members(group: int) -> Iterator[tuple[int, bool]]:
-    """(process, whether it is such a tracker) of those that live, without the leader."""
+    """(process, whether it is a tracker) of the group's live processes, without the leader."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has gone meanwhile
+        with contextlib.suppress(OSError):  # it ended meanwhile
             state, _, own = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
             if int(own) == group != int(folder.name) and state != "Z":
                 yield int(folder.name), _TRACKER in (folder / "cmdline").read_bytes()

@@ -1,10 +1,10 @@
-"""The batches of rollouts of a run, on all ranks: what lies on the disk is read, the rest is made.
+"""Gives the batches of rollouts of a run on all ranks: reads them from disk, or makes them.
 
     rollouts = Rollouts(config, engine, sources, tokenizer, rewards)   # rewards: on the first rank
     record = rollouts.batch(7, step, entropies)                        # all ranks alike
 
-All ranks sample; the first one alone asks, rewards and writes (`batches.py`), and what it fails at
-is raised on all of them.
+All ranks sample; only the first asks, rewards and writes (`batches.py`), and its errors are raised
+on all ranks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]
 
 
 class Rollouts:
-    """What samples and rewards. model_scores: of a reward model, which all ranks ask together;
-    waiting: what they are in while the first one makes tasks or asks verifiers and judges, as long
-    as these take.
+    """Samples and rewards batches. model_scores: a reward model, which all ranks call together;
+    waiting: a context that they hold, without a limit, while the first rank makes tasks or runs
+    verifiers and judges.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Rollouts:
     ) -> None:
         self.config, self.engine, self.sources = config, engine, sources
         self.rewards, self.model_scores, self.waiting = rewards, model_scores, waiting
-        self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
+        self.seconds = Counter[str]()  # of making batches, by activity
         self._tokenizer, self.encode = tokenizer, encoder(config, tokenizer)
 
     def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> RolloutRecord:
-        """The record of a batch, which the weights of `step` updates sample where there is none.
+        """The record of a batch. Where there is none, the weights of `step` updates sample it.
 
-        entropies: of the updates since the batch before was made. ConfigError where it is damaged.
+        entropies: of the updates since the last batch was made. ConfigError: a damaged record.
         """
         folder = folder_of(self.config.run_dir, number)
         if not of_first(folder.exists):
@@ -62,16 +62,16 @@ class Rollouts:
         return RolloutRecord.read(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text, in which control tokens stand as they are."""
+        """Text, with control tokens as they are."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def scores(self, made: Sequence[Sequence[Rollout]]) -> Sequence[float | None] | None:
-        """What a reward model says of each rollout, where there is one."""
+        """A reward model's score of each rollout, where there is a model."""
         flat = [rollout for rollouts in made for rollout in rollouts]
         return self.model_scores(flat) if self.model_scores else None
 
     def _make(self, number: int, step: int, entropies: Sequence[float]) -> None:
-        batch: RolloutBatch | None = None  # on other ranks than the first
+        batch: RolloutBatch | None = None  # None except on the first rank
 
         def begin() -> list[Ask]:
             nonlocal batch
@@ -114,7 +114,7 @@ class Rollouts:
 
 
 def newest_state(config: Config, number: int) -> dict[str, Any]:
-    """The state in the newest record before a batch; {} where there is none."""
+    """The state in the newest record before a batch; {} without a record."""
     before = [n for n in records.batches(config.run_dir) if n < number]
     if not before:
         return {}

@@ -1,13 +1,13 @@
-"""Rollouts by the weights in training, in their layout: `OwnEngine(model, …).sample(asks)`.
+"""Samples rollouts with the model in training, in its layout: `OwnEngine(model, …).sample(asks)`.
 
     engine = OwnEngine(run.engine.model, ends, temperature=1.0, rows=64, budget_of=budget_of)
-    engine.refit(version=step)               # the weights are these: nothing is copied
+    engine.refit(version=step)               # uses the model's own weights: copies nothing
     groups = engine.sample(asks)             # all ranks call it; the same groups on each
 
-Data ranks share the prompts of a batch, short ones together. What they sampled is put together as
-arrays, so that many tokens cost no more than a few messages. One whose answers are short waits for
-the others, and gives signs of life with them. Tokens are drawn from the whole
-distribution at the temperature, without top-k or top-p: log-probs are those of what was sampled.
+Data ranks share the prompts of a batch, short ones together. Samples travel between ranks as a few
+arrays, so that many tokens take few messages. A rank with short answers waits for the others, and
+gives signs of life with them. Tokens are drawn from the whole distribution at the temperature,
+without top-k or top-p, so that log-probs are those of the sampling distribution.
 
 Legend: N samples of this data rank, T their tokens.
 """
@@ -31,12 +31,12 @@ from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.posttrain.rollouts.rollout import LENGTH, STOP, Ask, Rollout
 from megatron_qwen3.training.model import Model
 
-_PASSES = 32  # of a data rank, after which it asks the others whether they are done
+_PASSES = 32  # forward passes of a data rank between questions whether the others are done
 
 
 @dataclass(frozen=True, eq=False)
 class _Sampled:
-    """Samples one after another. lengths_N int32, is_done_N: ended by themselves; tokens_T int32,
+    """Samples one after another. lengths_N int32; is_done_N: ended by an end token; tokens_T int32,
     log_probs_T float32, forced_T bool."""
 
     lengths_N: npt.NDArray[np.int32]
@@ -48,9 +48,9 @@ class _Sampled:
 
 class OwnEngine:
     """A RolloutEngine. ends: ids that end an answer; rows: samples of a data rank at once;
-    budget_of: the thinking budget of so many tokens; beat: is called now and then while it samples,
-    on all ranks alike, and may raise to end that; alive: of each token, by each rank for itself;
-    everywhere: whether all ranks get what was sampled, or the first one alone."""
+    budget_of: makes a thinking budget of a number of tokens; beat: called now and then on all ranks
+    alike while it samples, and may raise to end that; alive: called for each token, by each rank
+    for itself; everywhere: whether all ranks get the samples, or only the first."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class OwnEngine:
         self._version = 0
 
     def refit(self, version: int) -> dict[str, float]:
-        """The weights of now have this version; they are sampled by where they are."""
+        """Note the version of the current weights, which are used in place."""
         self._version = version
         return {}
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask; [] on a rank that is not to get them."""
+        """The samples of each ask; [] on a rank that does not get them."""
         found: dict[int, list[Rollout]] = {}
         for numbers in self._parts(asks):
             self._beat()
@@ -89,8 +89,8 @@ class OwnEngine:
         return [found[n] for n in sorted(found)]
 
     def _parts(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
-        """Numbers of asks that all data ranks answer at once: of equally many samples, in order of
-        their prompts' lengths."""
+        """Numbers of asks that all data ranks answer at once: equal in their number of samples, in
+        order of prompt length."""
         alike: dict[int, list[int]] = defaultdict(list)
         for n, ask in enumerate(asks):
             alike[ask.samples].append(n)
@@ -101,7 +101,7 @@ class OwnEngine:
                 yield numbers[start : start + size]
 
     def _sampled(self, asks: Sequence[Ask]) -> list[Completion]:
-        """Of this data rank's share of the asks, every `layout.data`-th of them."""
+        """The completions of this data rank's share: every `layout.data`-th ask."""
         mine = asks[self._model.data_rank :: self._model.layout.data]
         budgets = [self._budget_of(n) if (n := ask.thinking_budget) else None for ask in mine]
         together = _Together(self._model, self._beat, self._alive)
@@ -119,7 +119,7 @@ class OwnEngine:
         return completions
 
     def _of_all_ranks(self, completions: Sequence[Completion]) -> list[_Sampled]:
-        """What each data rank sampled, on all ranks."""
+        """The samples of each data rank, on all ranks."""
         mine = _arrays(completions)
         if self._model.layout.data == 1:
             return [mine]
@@ -146,7 +146,7 @@ class OwnEngine:
     def _gathered(
         self, columns: Sequence[npt.NDArray[np.generic]], sizes: Sequence[int]
     ) -> Iterator[list[npt.NDArray[np.int32]]]:
-        """Columns of equal length, as int32, of each data rank, which has `sizes` of its own."""
+        """Columns of each data rank, as int32; sizes: their length on each data rank."""
         padded = np.zeros((1, len(columns), max(sizes)), np.int32)
         for row, column in zip(padded[0], columns, strict=True):
             row[: len(column)] = column
@@ -155,29 +155,29 @@ class OwnEngine:
             yield [np.ascontiguousarray(row[:size]) for row in rows]
 
     def _rollouts(self, asks: Sequence[Ask], of_ranks: Sequence[_Sampled]) -> list[Rollout]:
-        """The rollouts of all asks, in their order."""
+        """The rollouts of all asks, in order."""
         ranks, versions = len(of_ranks), (self._version, self._version)
         own = [iter(_rollouts(asks[d::ranks], s, versions)) for d, s in enumerate(of_ranks)]
         return [next(own[n % ranks]) for n, ask in enumerate(asks) for _ in range(ask.samples)]
 
 
 class _Together:
-    """Data ranks that sample each its own prompts, as long as one of them does: none waits for
-    another longer than _PASSES passes last without hearing of it, or of a stop."""
+    """Data ranks that sample different prompts until all are done. Every _PASSES passes they tell
+    each other, so that none waits longer for a sign of life or a request to stop."""
 
     def __init__(self, model: Model, beat: Callable[[], None], alive: Callable[[], None]) -> None:
         self._model, self._beat, self._alive = model, beat, alive
         self._count = 0
 
     def passed(self) -> None:
-        """Before each pass of this rank."""
+        """Called before each pass of this rank."""
         self._alive()
         self._count += 1
         if self._count % _PASSES == 0:
             self._are_done(False)
 
     def wait(self) -> None:
-        """This rank is done: until all are."""
+        """Called when this rank is done: wait until all are."""
         while not self._are_done(True):
             pass
 

@@ -1,8 +1,8 @@
-"""Rollouts as a few arrays, which reach other ranks faster than objects: `packed`, `unpacked`.
+"""Packs rollouts into a few arrays, which reach other ranks faster than objects.
 
     made = unpacked(asks, told(packed(rollouts)))
 
-What was asked is not among them: all ranks know that. Nothing here imports torch.
+The asks are not among them: all ranks know those. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
 
 
 def packed(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
-    """Tokens one after another, and the rest by rollout."""
+    """Arrays of the rollouts: tokens one after another, other fields by rollout."""
     flat = list(chain.from_iterable(groups))
     total = sum(len(r.tokens) for r in flat)
     every = chain.from_iterable

@@ -1,10 +1,10 @@
-"""Prompts of a run's tasks as ids, and whether rows have room for them and for their answers.
+"""Encodes the prompts of a run's tasks, and checks that rows have room for prompts and answers.
 
     encode = encoder(config, tokenizer)
     check_room(config, sources, encode)        # before anything is sampled
 
-A task whose prompt and rollouts.max_new_tokens exceed data.sequence_length is passed over while the
-run goes on. Where all tasks of a source are like that, the settings are wrong. No torch here.
+A task whose prompt and rollouts.max_new_tokens exceed data.sequence_length is passed over during
+the run. Where that holds for all tasks of a source, the settings are wrong. No torch here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from megatron_qwen3.posttrain.rollouts.asking import Encode, SplitTasks, ask_of,
 from megatron_qwen3.posttrain.rollouts.environments import tools_of
 from megatron_qwen3.settings import Config, ConfigError
 
-_LOOKED_AT = 1000  # tasks of a source, of which none has room
+_LOOKED_AT = 1000  # tasks of a source that are tried before giving up
 
 
 def encoder(config: Config, tokenizer: Any) -> Encode:
-    """Ids of a prompt that offers the tools of the run's environment, and those of the task."""
+    """A function to encode prompts, with the tools of the run's environment and of the task."""
     chat, own = ChatTokenizer(tokenizer), tools_of(config.rollouts.agent)
 
     def encode(
@@ -35,7 +35,7 @@ def encoder(config: Config, tokenizer: Any) -> Encode:
 
 
 def check_room(config: Config, sources: Sequence[SplitTasks], encode: Encode) -> None:
-    """ConfigError, with the way out, where no task of a source has room in a row."""
+    """ConfigError, with the way out, where none of a source's tasks has room in a row."""
     for source in sources:
         thinking, lengths = modes_of(config, source.settings)[0], []
         most = min(_LOOKED_AT, len(source.trained) or _LOOKED_AT)

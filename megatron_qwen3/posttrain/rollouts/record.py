@@ -1,14 +1,14 @@
-"""A batch of rollouts on the disk: RUN_DIR/rollouts/NNNNNN/, written whole, read by every rank.
+"""The record of a batch of rollouts: RUN_DIR/rollouts/NNNNNN/, written whole, read by every rank.
 
     RolloutRecord.of(batch, step, groups, judged, state, …).write(folder_of(run_dir, 7), samples)
     record = RolloutRecord.read(folder_of(run_dir, 7))  # ConfigError, one line, where it is damaged
-    clean(run_dir, step)                            # on resume: what was sampled later goes away
+    clean(run_dir, step)                            # on resume: removes batches sampled later
 
-An update is a function of the record and of the weights, so a run that is killed in the middle of a
-batch goes on with the same rollouts and rewards. `rollouts.npz` has arrays, no pickles;
-`record.json` what tasks, counts, seconds and the loop's state are, and checksums; `samples.jsonl`
-some rollouts as text, for reading; `rates.json` pass rates of single tasks, where a curriculum goes
-by them. `old.npz` comes later: log-probs before the batch's first update. No torch here.
+An update is a function of the record and the weights, so a run killed within a batch resumes with
+the same rollouts and rewards. `rollouts.npz` has arrays, no pickles; `record.json` has tasks,
+counts, seconds, the loop's state, and checksums; `samples.jsonl` some rollouts as text, for
+reading; `rates.json` pass rates of single tasks, where a curriculum uses them. `old.npz` is added
+later: log-probs before the batch's first update. No torch here.
 
 Legend: N rollouts, T their tokens one after another, P parts of a reward.
 """
@@ -50,7 +50,7 @@ from megatron_qwen3.storage.inside import inside, parse_json, read_small
 from megatron_qwen3.storage.whole import beside, sync, whole_folder, write_whole
 
 VERSION = 1
-FINISHES = (STOP, LENGTH, ABORT, ERROR)  # by their numbers in finish_N
+FINISHES = (STOP, LENGTH, ABORT, ERROR)  # finish_N has their numbers
 _DTYPES: Mapping[str, type] = {
     "ids": np.int32,
     "prompt_lengths_N": np.int32,
@@ -74,7 +74,7 @@ _DECIDING, _HALF = ("verifier", "judge"), 0.5
 
 
 class TaskName(NamedTuple):
-    """What a rollout answers. mode: thinking or non-thinking."""
+    """The task that a rollout answers. mode: thinking or non-thinking."""
 
     id: str
     source: str
@@ -85,14 +85,14 @@ class TaskName(NamedTuple):
 class RolloutRecord:
     """A batch of rollouts.
 
-    batch: its number; first_step: of its first update; sampled_step: updates that the weights had
-    behind them which sampled it.
-    ids: prompt and tokens of each rollout; prompt_lengths_N, lengths_N: how many of both;
-    log_probs, sampled: of all tokens, as `Rollout` has them; group_N ascends; task_N: numbers in
+    batch: its number; first_step: of its first update; sampled_step: number of updates of the
+    weights that sampled it.
+    ids: prompt and tokens of each rollout; prompt_lengths_N, lengths_N: the length of each;
+    log_probs, sampled: of all tokens, as in `Rollout`; group_N ascends; task_N: numbers in
     `tasks`; finish_N: numbers in FINISHES; reward_N, parts_NP: NaN where there is no score;
-    counts: asked, filtered, …; seconds: rollout, reward, …; state: the loop's after the batch;
-    where it was read without pass rates of single tasks (`read_state`). refit: what new weights for
-    the servers took, {} where none were asked.
+    counts: asked, filtered, …; seconds: rollout, reward, …; state: of the loop after the batch,
+    without pass rates of single tasks if it was read (`read_state` has them). refit: metrics of the
+    transfer of weights to servers, {} without one.
     """
 
     batch: int
@@ -126,12 +126,12 @@ class RolloutRecord:
 
     @cached_property
     def ends_N(self) -> Array:
-        """Where each rollout's tokens end among all tokens, int64."""
+        """The end of each rollout's tokens among all tokens, int64."""
         return np.cumsum(self.lengths_N, dtype=np.int64)
 
     @cached_property
     def id_ends_N(self) -> Array:
-        """Where each rollout's prompt and tokens end in `ids`, int64."""
+        """The end of each rollout's prompt and tokens in `ids`, int64."""
         return np.cumsum(self.lengths_N + self.prompt_lengths_N, dtype=np.int64)
 
     def prompt(self, n: int) -> Array:
@@ -145,7 +145,7 @@ class RolloutRecord:
         return self.ids[end - int(self.lengths_N[n]) : end]
 
     def places(self, n: int) -> slice:
-        """Where rollout n's tokens stand in `log_probs` and `sampled`."""
+        """The places of rollout n's tokens in `log_probs` and `sampled`."""
         end = int(self.ends_N[n])
         return slice(end - int(self.lengths_N[n]), end)
 
@@ -159,7 +159,7 @@ class RolloutRecord:
 
     @property
     def passed_N(self) -> Array:
-        """Whether each answer passed, 1 or 0, float32; NaN where nobody can say. As `passed`."""
+        """Whether each answer passed, 1 or 0, float32; NaN where unknown. See `passed`."""
         found_N = np.where(np.isnan(self.reward_N), np.nan, self.reward_N > 0)
         for name in reversed(_DECIDING):
             if name in self.parts:
@@ -172,11 +172,11 @@ class RolloutRecord:
         return self.finish_N == FINISHES.index(LENGTH)
 
     def updates(self, count: int, seed: int) -> list[list[int]]:
-        """The trained rollouts of each of `count` updates: whole groups, in an order of the batch's
-        own. Updates have equally many groups, but for one; of too few groups some have none.
+        """The trained rollouts of each of `count` updates: whole groups, in an order that the batch
+        keeps. Updates have equally many groups, up to one; with too few groups some have none.
 
-        seed: of the order, where the record has none of its own: a batch that is begun stays as it
-        was shared out, whatever run.seed is when the run goes on.
+        seed: of the order, if the record has none: a record keeps its seed, whatever run.seed is
+        when the run resumes.
         """
         is_trained_N = self.trained_tokens_N > 0
         groups = np.unique(self.group_N[is_trained_N])
@@ -189,7 +189,7 @@ class RolloutRecord:
         return shares
 
     def write(self, folder: Path, samples: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write the whole folder; one that is there already goes away. ValueError: not a record."""
+        """Write the folder whole, in place of an earlier one. ValueError: not a record."""
         if fault := self._fault():
             raise ValueError(f"not a record: {fault}")
         remove(folder)
@@ -208,7 +208,7 @@ class RolloutRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RolloutRecord:
-        """ConfigError, in one line, where it is missing, damaged or of another version."""
+        """Read a record. ConfigError, in one line: it is missing, damaged or of another version."""
         about = read_about(folder)
         try:
             arrays = read_arrays(folder / ARRAYS_FILE, _DTYPES)
@@ -237,7 +237,7 @@ class RolloutRecord:
         return about | ({"refit": self.refit} if self.refit else {})
 
     def _fault(self) -> str:
-        """Why the arrays do not go together; "" where they do."""
+        """How the arrays disagree; "" where they agree."""
         N, T = len(self), int(self.lengths_N.sum())
         shapes: dict[str, tuple[int, ...]] = {name: (N,) for name in _DTYPES if name.endswith("_N")}
         shapes |= {"log_probs": (T,), "sampled": (T,), "versions_N2": (N, 2)}
@@ -257,8 +257,8 @@ class RolloutRecord:
 
 
 def passed(total: float | None, parts: Mapping[str, float | None]) -> bool | None:
-    """Whether an answer passed: by its verifier; without one by its judge, from half of its scale
-    on; without both where its reward is above 0. None where nobody can say."""
+    """Whether an answer passed, by its verifier; without one by its judge, from half of its scale
+    on; without both by a reward above 0. None where it is unknown."""
     for name in _DECIDING:
         if (score := parts.get(name)) is not None:
             return score >= _HALF
@@ -266,7 +266,7 @@ def passed(total: float | None, parts: Mapping[str, float | None]) -> bool | Non
 
 
 def of_groups(groups: Sequence[Sequence[Rollout]], tasks: Sequence[TaskName]) -> dict[str, Any]:
-    """The fields of a RolloutRecord that rollouts say; tasks: that each group answers."""
+    """The fields of a RolloutRecord that follow from rollouts; tasks: of each group."""
     rollouts = [rollout for group in groups for rollout in group]
     sizes = [len(group) for group in groups]
 
@@ -307,7 +307,7 @@ def folder_of(run_dir: Path, batch: int) -> Path:
 
 
 def batches(run_dir: Path) -> list[int]:
-    """The numbers of the batches that are there, ascending."""
+    """The numbers of the existing batches, ascending."""
     if not home(run_dir).is_dir():
         return []
     names = (path.name for path in home(run_dir).iterdir())
@@ -315,7 +315,7 @@ def batches(run_dir: Path) -> list[int]:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What record.json says. ConfigError as of `RolloutRecord.read`."""
+    """The content of record.json. ConfigError as in `RolloutRecord.read`."""
     try:
         about = parse_json(read_small(inside(folder, RECORD_FILE)))
         version = about["version"]
@@ -326,14 +326,14 @@ def read_about(folder: Path) -> dict[str, Any]:
     if version != VERSION:
         raise ConfigError(
             f"{folder} is a record of rollouts of version {version!r:.40}, known: {VERSION}; "
-            "remove it and what comes after it, and its tasks are asked again"
+            "remove it and all later ones, and its tasks are asked again"
         )
     return dict(about)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state of the loop with all that the next batch goes on from, pass rates of single tasks
-    included. ConfigError as of `RolloutRecord.read`."""
+    """The loop's state for the next batch, with pass rates of single tasks. ConfigError as in
+    `RolloutRecord.read`."""
     about = read_about(folder)
     state = dict(about["state"])
     if RATES_FILE not in about.get(SUMS, {}):
@@ -347,19 +347,19 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def any_beyond(ids: Array, places_N: Array, known: int) -> Array:
-    """Bool [N]: whether a rollout has an id that is not below `known`. A model with more rows than
-    its tokenizer has tokens may sample one of the others.
+    """Bool [N]: whether a rollout has an id of `known` or above. A model with more rows than its
+    tokenizer has tokens may sample such ids.
 
-    ids: of all rollouts, one after another; places_N: how many are of each, its prompt included.
+    ids: of all rollouts, one after another; places_N: number of ids of each, prompt included.
     """
     of_ids = np.repeat(np.arange(len(places_N)), places_N)
     return np.bincount(of_ids, ids >= known, minlength=len(places_N)) > 0
 
 
 def clean(run_dir: Path, step: int) -> list[int]:
-    """Remove what weights of more than `step` updates sampled, and at step 0 everything: the
-    batches that are gone. A record that cannot be read goes with all after it. Of a batch whose
-    first update is still to come the log-probs before it go, which other weights may have said."""
+    """Remove batches sampled by weights of more than `step` updates, and at step 0 all; returns
+    their numbers. A record that cannot be read is removed with all later ones. A batch whose first
+    update is still to come loses its log-probs before it, which other weights may have computed."""
     gone, is_later = [], step == 0
     for batch in batches(run_dir):
         folder = folder_of(run_dir, batch)
@@ -379,7 +379,7 @@ def clean(run_dir: Path, step: int) -> list[int]:
 
 
 def remove(folder: Path) -> None:
-    """A record goes away at once: nobody finds a part of it under its name."""
+    """Remove a record at once: its name never stands for a part of it."""
     if not folder.exists():
         return
     partial = beside(folder)

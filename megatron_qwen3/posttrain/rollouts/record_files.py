@@ -1,7 +1,7 @@
 """The files of a record of rollouts: their names, arrays without pickles, checksums. No torch.
 
 content = packed({"ids": ids})                 # of a file that read_arrays(path, ("ids",)) reads
-check_sum(folder, ARRAYS_FILE, about)          # ValueError: it is not what record.json says
+check_sum(folder, ARRAYS_FILE, about)          # ValueError where it differs from record.json
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from megatron_qwen3.storage.whole import write_whole
 
 ARRAYS_FILE, RECORD_FILE, SAMPLES_FILE = "rollouts.npz", "record.json", "samples.jsonl"
 OLD_FILE, RATES_FILE = "old.npz", "rates.json"
-TASK_RATES = "task_rates"  # of the state of what asks
-SUMS = "sha256"  # of files, by their names; of record.json that of the rest of it
+TASK_RATES = "task_rates"  # in the Asker's state
+SUMS = "sha256"  # of files, by name; record.json's is of its other entries
 Array = npt.NDArray[Any]
 
 
@@ -36,7 +36,7 @@ def packed(arrays: Mapping[str, Array]) -> bytes:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, Array]:
-    """Arrays of a file of a record. OSError, ValueError, LookupError, BadZipFile: it is damaged."""
+    """Arrays of a record's file. OSError, ValueError, LookupError, BadZipFile: it is damaged."""
     try:
         with np.load(inside(path.parent, path.name), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in names}
@@ -45,8 +45,8 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, Array]:
 
 
 def apart(about: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """As JSON gives it back, without the pass rates of single tasks; and these, b"" where there are
-    none. They are as many as tasks, and no batch but the next needs them."""
+    """`about` as JSON gives it back, without the pass rates of single tasks; and these as bytes,
+    b"" if none. There are as many rates as tasks, and only the next batch needs them."""
     found = json.loads(json.dumps(about))
     asking = found["state"].get("asking", {})
     rates = asking.pop(TASK_RATES, None)
@@ -58,7 +58,7 @@ def sum_of(content: bytes) -> str:
 
 
 def check_sum(folder: Path, name: str, about: Mapping[str, Any]) -> None:
-    """ValueError where a file is not what record.json says; older ones say nothing of it."""
+    """ValueError where a file's sha256 is not that of record.json; older records have none."""
     expected = about.get(SUMS, {}).get(name)
     if expected is None:
         return
@@ -68,7 +68,7 @@ def check_sum(folder: Path, name: str, about: Mapping[str, Any]) -> None:
 
 
 def check_own_sum(about: dict[str, Any]) -> None:
-    """ValueError where record.json itself is not what was written; likewise."""
+    """ValueError where record.json was changed after it was written; older records have no sum."""
     sums = dict(about.get(SUMS, {}))
     expected = sums.pop(RECORD_FILE, None)
     if expected is not None and sum_of(json.dumps(about | {SUMS: sums}).encode()) != expected:
@@ -76,12 +76,12 @@ def check_own_sum(about: dict[str, Any]) -> None:
 
 
 def write_old(folder: Path, log_probs: Array) -> None:
-    """Keep the trainer's log-probs of all tokens, float32 [T], before the batch's first update."""
+    """Store the trainer's log-probs of all tokens, float32 [T], before the batch's first update."""
     write_whole(folder / OLD_FILE, [packed({"log_probs": log_probs.astype(np.float32)})])
 
 
 def read_old(folder: Path, tokens: int) -> Array | None:
-    """What `write_old` kept of so many tokens; None where it did not."""
+    """The log-probs that `write_old` stored, for so many tokens; None where it stored none."""
     if not (folder / OLD_FILE).exists():
         return None
     try:
@@ -94,9 +94,9 @@ def read_old(folder: Path, tokens: int) -> Array | None:
 
 
 def damaged(folder: Path, error: Exception) -> ConfigError:
-    """In one line, with the way out."""
+    """A ConfigError of one line, with the way out."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else error
     return ConfigError(
-        f"{folder}: not a whole record of rollouts: {why}; remove it and what comes after it, and "
+        f"{folder}: not a whole record of rollouts: {why}; remove it and all later ones, and "
         "its tasks are asked again"
     )

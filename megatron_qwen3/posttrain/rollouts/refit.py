@@ -1,12 +1,11 @@
-"""The weights of now on their way to servers of vLLM, by a shared folder or by a process group.
+"""Brings the current weights to servers of vLLM, by a shared folder or by a process group.
 
     made = write(weights, folder, most_bytes, leads)              # all ranks
     send(weights, receivers, exchange, most_bytes, leads)         # all ranks
 
-Both take the model bucket by bucket (`gather.py`) and tell each worker what comes, names, shapes
-and checksums, so that a server knows whether it has what the trainer has
-(`in_server/mq3_refit.py`). What goes wrong on the first rank alone is returned, not raised: the
-others are in the middle of sending to it.
+Both take the model bucket by bucket (`gather.py`) and send each worker names, shapes and checksums,
+so that a server can check that it has the trainer's weights (`in_server/mq3_refit.py`). Errors of
+the first rank alone are returned, not raised, because the other ranks are still sending to it.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import whole_folder
 
 Waiting = Callable[[], AbstractContextManager[object]]
-PATIENCE_SECONDS = 120.0  # that workers may need to come, and each message at most
+PATIENCE_SECONDS = 120.0  # limit for workers to join, and for each message
 _LAST_WORDS_SECONDS = 20.0
 _POLL_SECONDS = 0.01
 
 
 @dataclass
 class WrittenWeights:
-    """Weights in a folder. fault: why they are not; "" where they are."""
+    """Weights in a folder. fault: why writing failed; "" where it did not."""
 
     table: Table
     checksums: list[int] = field(default_factory=list)
@@ -54,7 +53,7 @@ def bytes_of(table: Table) -> int:
 
 
 def write_config(config: Config, folder: Path) -> None:
-    """config.json of the model in training, which servers start by."""
+    """Write config.json of the model in training, which servers start from."""
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as beside:
@@ -69,9 +68,9 @@ def write(
     leads: bool,
     alive: Callable[[], None] = lambda: None,
 ) -> WrittenWeights:
-    """Replace a folder by the weights of now, as files of safetensors; all ranks call it.
+    """Replace a folder by the current weights, as files of safetensors; all ranks call it.
 
-    leads: on the first rank, which alone writes, and has the result; alive: of each bucket.
+    leads: true on the first rank, which alone writes and has the result; alive: per bucket.
     """
     made, buckets = (
         WrittenWeights(weights.table if leads else []),
@@ -82,7 +81,7 @@ def write(
             _write(made, folder, buckets)
         except (OSError, ConfigError) as error:
             made.fault = f"{folder} cannot be written: {error}"
-    for _ in buckets:  # whatever failed here, the others send to the end
+    for _ in buckets:  # even after a failure here, the others send to the end
         pass
     return made
 
@@ -109,10 +108,11 @@ def _write(made: WrittenWeights, folder: Path, buckets: Any) -> None:
 
 @dataclass
 class Receivers:
-    """Servers that get weights by a group. faults: why the n-th one did not; "" where it did.
+    """Servers that get weights by a group. faults: why the n-th one failed; "" where it did not.
 
-    workers: of each, how many processes share its model; checksums: of what was sent. met: whether
-    anything was: where one server does not come, the others have no fault, and no weights.
+    workers: for each server, the number of processes that share its model; checksums: of the sent
+    tensors. met: whether all servers joined: if one does not, the others get no weights, without a
+    fault of theirs.
     """
 
     clients: Sequence[Client]
@@ -123,8 +123,8 @@ class Receivers:
 
 
 class RefitExchange(NamedTuple):
-    """way: "gloo" or "nccl"; host: the first rank's address for servers; seconds: after which the
-    first rank gives a message up."""
+    """way: "gloo" or "nccl"; host: the first rank's address for servers; seconds: the first rank's
+    limit for a message."""
 
     way: str
     host: str
@@ -132,8 +132,8 @@ class RefitExchange(NamedTuple):
 
 
 def patience(config: Config) -> float:
-    """Seconds for each message of an exchange: half of what would be a hang at most, so that a
-    server which is stuck is given up before the run is."""
+    """Seconds for each message of an exchange: at most half the hang limit, so that a stuck server
+    is given up before the run is."""
     hang = config.guard.hang_seconds
     return min(PATIENCE_SECONDS, hang / 2) if hang else PATIENCE_SECONDS
 
@@ -147,10 +147,10 @@ def send(
     alive: Callable[[], None] = lambda: None,
     waiting: Waiting = nullcontext,
 ) -> None:
-    """Broadcast the weights of now to all workers of some servers; all ranks call it.
+    """Broadcast the current weights to all workers of some servers; all ranks call it.
 
-    alive: of each bucket; waiting: what ranks are in while servers come, and have yet to pack what
-    they got. `to.faults` and `to.checksums` are filled on the first rank.
+    alive: called for each bucket; waiting: a context that ranks hold while servers join and while
+    they pack the weights. `to.faults` and `to.checksums` are filled on the first rank.
     """
     sender = _Sender(weights, to, exchange, most_bytes) if leads else None
 
@@ -165,7 +165,7 @@ def send(
             buckets = weights.buckets(most_bytes, alive)
             if sender:
                 sender.send(buckets)
-            for _ in buckets:  # whatever failed on the first rank, the others send to the end
+            for _ in buckets:  # even after a failure of the first rank, the others send to the end
                 pass
     finally:
         if sender:
@@ -174,7 +174,7 @@ def send(
 
 
 class _Sender:
-    """The first rank's side of an exchange: `meet`, `send` where that was true, `end`."""
+    """The first rank's side of an exchange: `meet`, then `send` if that was true, then `end`."""
 
     def __init__(
         self, weights: Gathered, to: Receivers, exchange: RefitExchange, most_bytes: int
@@ -184,10 +184,10 @@ class _Sender:
         self._pool, self._calls = ThreadPoolExecutor(len(to.clients)), list[Future[Any]]()
 
     def meet(self) -> bool:
-        """Have all workers come; whether they did.
+        """Have all workers join; returns whether they did.
 
-        They are waited for as long as a busy machine needs, but not where the server of one has
-        said that it will not.
+        Waits as long as a busy machine needs, but not for a worker whose server has already
+        answered with an error.
         """
         self._call()
         until = time.monotonic() + PATIENCE_SECONDS
@@ -203,7 +203,7 @@ class _Sender:
         return self._to.met
 
     def send(self, buckets: Iterator[Bucket]) -> None:
-        """Give them all buckets, or fewer where one does not take them."""
+        """Send all buckets; stops at a worker that does not take one."""
 
         def all_of_them() -> None:
             for bucket in buckets:
@@ -216,15 +216,15 @@ class _Sender:
         self._try(all_of_them)
 
     def end(self) -> None:
-        """Hear what each server says of it. One that says nothing is not waited for where the
-        exchange broke off: it may be stuck."""
+        """Collect each server's reply. After a broken exchange a silent server is not waited for:
+        it may be stuck."""
         wait(self._calls, _LAST_WORDS_SECONDS if self._fault else None)
         faults = [_fault(call, self._fault) for call in self._calls]
         self._to.faults = faults if any(faults) else [self._fault] * len(faults)
         self._pool.shutdown(wait=False)
 
     def give_up(self, why: str) -> None:
-        """End the exchange: servers hear of it."""
+        """End the exchange; waiting servers get an error."""
         self._fault = f"the exchange broke off ({why})"
         self._link.close()
 
@@ -242,14 +242,14 @@ class _Sender:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except RuntimeError as error:  # of torch: a worker left, or did not answer
+        except RuntimeError as error:  # torch: a worker left, or did not answer
             self.give_up(str(error).strip().splitlines()[0])
 
 
 def _fault(call: Future[Any], broken: str = "") -> str:
-    """Why a server did not take its weights; "" where it did, or nothing of it was touched.
+    """Why a server did not take its weights; "" where it did, or its weights are unchanged.
 
-    broken: why the exchange broke off, where it did.
+    broken: why the exchange broke off, if it did.
     """
     if not call.done():
         return broken
@@ -261,5 +261,5 @@ def _fault(call: Future[Any], broken: str = "") -> str:
 
 
 def together(checksums: Sequence[int]) -> int:
-    """One number of all of them, below 2^48: a column of metrics holds it exactly."""
+    """One checksum of all, below 2^48, so that a column of metrics holds it exactly."""
     return int.from_bytes(hashlib.sha256(repr(list(checksums)).encode()).digest()[:6], "big")

@@ -1,9 +1,9 @@
-"""What a run that samples does with its records when it begins, goes back, or goes on.
+"""Keeps a run's records of rollouts consistent when it starts, rolls back, or goes on.
 
 check(config)                       # before any rank starts
 entropies = begin(run)              # once, on the first rank
 roll_back(run, step)                # after a bad batch
-forget(config, step)                # arrays that no resume needs any more
+forget(config, step)                # removes arrays that no resume needs any more
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from megatron_qwen3.training.run import Run
 
 
 def begin(run: Run) -> dict[int, float]:
-    """Remove what later weights sampled than those that the run begins with: the entropies of the
-    last updates, by their steps from 0, which the next coefficient of the entropy follows.
+    """Remove batches that later weights sampled than those of the run's start. Returns the entropy
+    of earlier updates by step, from 0, which the next entropy coefficient depends on.
 
-    A newest batch that left nothing to train and would be sampled by the weights of now goes as
-    well: with other settings it may be another, and with the same ones it is the same again.
+    A newest batch with nothing to train that the current weights sampled is removed as well: with
+    changed settings it may come out differently, otherwise it is made again the same.
     """
     step, run_dir = run.start.step, run.config.run_dir
     gone = records.clean(run_dir, step)
@@ -52,15 +52,15 @@ def _entropies(run: Run, step: int) -> dict[int, float]:
 
 
 def check(config: Config) -> None:
-    """ConfigError where a run would go on with other updates of each batch: a step's number would
-    be that of another batch, whose rollouts are old ones."""
+    """ConfigError where the number of updates per batch changed: a step would then belong to
+    another batch, with older rollouts."""
     batches = records.batches(config.run_dir) if checkpoints(config.run_dir) else []
     for batch in batches[-1:]:
         folder = folder_of(config.run_dir, batch)
         try:
             before = len(records.read_about(folder)["state"]["update_tokens"])
         except (ConfigError, LookupError, TypeError):
-            continue  # it goes away when the run begins
+            continue  # the run removes it when it begins
         if before != config.batch_updates:
             raise ConfigError(
                 f"{config.run.mode}.updates = {config.batch_updates}, but {folder} was made for "
@@ -70,8 +70,8 @@ def check(config: Config) -> None:
 
 
 def roll_back(run: Run, step: int) -> int:
-    """After `step` was left out: where the run went back for it, what was sampled since goes. The
-    first step that does not count."""
+    """After `step` was left out: remove the batches sampled since the point that the run went back
+    to. Returns the first step that does not count."""
     first = min(entry.first for entry in run.left_out if entry.last == step)
     if run.config.guard.bad_batch == "rollback":
         records.clean(run.config.run_dir, first)
@@ -79,7 +79,7 @@ def roll_back(run: Run, step: int) -> int:
 
 
 def left_out_tokens(run: Run) -> int:
-    """Tokens of the updates that the run has left out so far."""
+    """Tokens of the updates that the run left out so far."""
     updates, total = run.config.batch_updates, 0
     for step in _steps(run):
         batch, update = divmod(step, updates)
@@ -90,7 +90,7 @@ def left_out_tokens(run: Run) -> int:
 
 
 def counted(run: Run, record: RolloutRecord, rows: RolloutRows, step: int) -> tuple[int, int]:
-    """Tokens that are trained when an update is done, and positions of it; all ranks call it."""
+    """Tokens trained up to the end of an update, and positions of the update; all ranks call it."""
     state = record.state
     tokens = state["tokens"] + sum(state["update_tokens"][: step - record.first_step + 1])
     left_out = of_first(partial(left_out_tokens, run)) if run.left_out else 0
@@ -99,7 +99,7 @@ def counted(run: Run, record: RolloutRecord, rows: RolloutRows, step: int) -> tu
 
 
 def forget(config: Config, step: int) -> None:
-    """Drop the arrays of batches that no checkpoint, nor the run at `step`, goes on with."""
+    """Remove the arrays of batches that neither a checkpoint nor the run at `step` needs."""
     steps = [*map(step_of, checkpoints(config.run_dir)), step]
     first = min(steps) // config.batch_updates
     forget_old(config.run_dir, first, not config.rollouts.keep_arrays)

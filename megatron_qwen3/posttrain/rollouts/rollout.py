@@ -1,10 +1,10 @@
-"""An answer that was sampled to be trained on, and what was asked: one type for all engines.
+"""A sampled answer, and the request for it: the types that all engines share.
 
     made = engine.sample([Ask("gsm8k-17", prompt_ids, seed=3, samples=8, max_new_tokens=1024)])
     made[0][0].tokens        # ids that the engine chose: nothing is ever decoded and encoded again
 
-Engines are `own.py` (the weights in training) and `vllm.py`; agents (`agents.py`) ask an engine
-several times and make one rollout of its answers and the tools'. torch is not imported here.
+Engines are `own.py` (the model in training) and `vllm.py`; agents (`agents.py`) call an engine
+several times and join its answers and the tools' to one rollout. torch is not imported here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ STOP, LENGTH, ABORT, ERROR = "stop", "length", "abort", "error"
 
 @dataclass(frozen=True)
 class Ask:
-    """Samples of one prompt. seed: of sample k it is (seed, k), whatever else is asked.
+    """A request for samples of one prompt. seed: sample k draws from (seed, k), whatever else is
+    asked.
 
-    thinking: the mode that the prompt asks for; thinking_budget: 0 is none.
+    thinking: the mode that the prompt asks for; thinking_budget: 0 means no budget.
     """
 
     task: str
@@ -36,13 +37,13 @@ class Ask:
 class Rollout:
     """One answer, token by token.
 
-    log_probs: of each token under the weights that sampled it, of logits divided by the sampling
-    temperature, before any cut; 0.0 where it was not sampled.
+    log_probs: of each token under the sampling weights, of logits divided by the sampling
+    temperature, before any cut; 0.0 where the token was not sampled.
     sampled: False where a thinking budget or a tool put the token: it is never trained.
     finish: "stop" after an end token, "length" at its limit, "abort" where the engine gave it up,
-    "error" where it failed, `error` says how.
+    "error" where it failed, for the reason in `error`.
     versions: of the weights that wrote its first and its last token.
-    turns: answers of the model in it, 1 without tools.
+    turns: turns of the model in it, 1 without tools.
     """
 
     task: str
@@ -66,24 +67,24 @@ class Rollout:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether it reached its limit before it was done."""
+        """Whether it reached its limit before an end token."""
         return self.finish == LENGTH
 
 
 class RolloutEngine(Protocol):
-    """What samples. All ranks of the run call it alike."""
+    """Samples answers. All ranks of the run call it alike."""
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask, on the first rank, and the same or [] on the others: an engine
-        is opened for all ranks where these need them. A token of a rollout takes 80 bytes, which
-        are not for every rank of a machine to have. An answer that failed is in its place, with
-        finish "error"; only what makes all further asking useless is raised."""
+        """The samples of each ask on the first rank; on the others the same or [], as the engine
+        was opened, since a token of a rollout takes 80 bytes, too much for every rank of a machine.
+        A failed answer is returned in its place with finish "error"; only errors that make further
+        asking useless are raised."""
         ...
 
     def refit(self, version: int) -> dict[str, float]:
-        """Sample by the weights of now from here on, which have this version.
+        """Sample by the current weights, which have this version, from now on.
 
-        What giving them took, by name, for the row of a batch: the first rank's counts, others' may
-        be other ones; {} of an engine that has them anyhow.
+        Returns metrics of the transfer, by name, for the batch's log; the first rank's count. {}
+        for an engine that uses the weights in place.
         """
         ...

@@ -1,13 +1,12 @@
-"""The rollouts of an update as rows of an optimizer step.
+"""Packs the rollouts of an update into rows of an optimizer step.
 
-    updates = record.updates(count=4, seed=1)              # of each its rollouts; [] where none
+    updates = record.updates(count=4, seed=1)              # the rollouts of each; [] if none
     rows = RolloutRows.of(record, updates[0], length=4096, ranks=8, micro_batch=1, unit=1)
     batch = rows.batch(data_rank, {"advantage": advantage_N}, {"old_log_prob": old_T})
     values_T = rows.spread(log_prob_RS)                     # back from positions to tokens
 
-Each rollout is a stretch of its own, after its prompt. Rows are as short as they may be: all data
-ranks get equally many, and these are filled about alike, so no rank computes padding while others
-work.
+Each rollout, after its prompt, is a document of its own. Rows are as short as possible: all data
+ranks get equally many, about equally full, so that no rank computes padding while others work.
 
 Legend: N rollouts, T their tokens one after another, R rows, S positions.
 """
@@ -26,15 +25,15 @@ from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord
 from megatron_qwen3.training.batch import TokenBatch
 
-_LONGER = 1.02  # by which rows grow until their rollouts fit in
+_LONGER = 1.02  # factor by which rows grow until their rollouts fit
 SEQUENCE, SHARE = "sequence", "share"
 
 
 @dataclass(frozen=True, eq=False)
 class RolloutRows:
-    """The rollouts of each row, by their numbers; rows without any fill a schedule.
+    """The rollouts of each row, by number; empty rows fill up a schedule.
 
-    length: positions of each; ranks: data ranks, which have equally many of the rows.
+    length: positions of each row; ranks: data ranks, which have equally many rows.
     """
 
     record: RolloutRecord
@@ -52,8 +51,8 @@ class RolloutRows:
         micro_batch: int = 1,
         unit: int = 1,
     ) -> RolloutRows:
-        """Rows for rollouts that fit: length: of the longest row; unit: that lengths are multiples
-        of. ValueError where a rollout is longer than a row, or there is none."""
+        """Rows for these rollouts. length: of the longest row; unit: a factor of row lengths.
+        ValueError where a rollout is longer than a row, or there is none."""
         chosen = np.asarray(rollouts, np.int64)
         lengths_W = (record.lengths_N + record.prompt_lengths_N - 1)[chosen].astype(np.int64)
         most = length // unit * unit
@@ -74,9 +73,9 @@ class RolloutRows:
     def batch(
         self, data_rank: int, of_rollouts: Mapping[str, Array], of_tokens: Mapping[str, Array]
     ) -> TokenBatch:
-        """This data rank's rows. What is of each rollout [N] and token [T, …] becomes extras
-        [R, S, …], float32 or whole numbers as they are, 0 where no token of an answer is the label,
-        beside SEQUENCE and SHARE."""
+        """This data rank's rows. Values of each rollout [N] and token [T, …] become extras
+        [R, S, …], floats as float32, integers unchanged, 0 where the label is no token of an
+        answer; SEQUENCE and SHARE are added."""
         record, rows = self.record, self.of_rank(data_rank)
         tokens_RS = np.zeros((len(rows), self.length), np.int64)
         labels_RS = np.zeros_like(tokens_RS)
@@ -119,7 +118,7 @@ class RolloutRows:
         )
 
     def spread(self, values_RS: Array, into_T: Array) -> None:
-        """Put what all rows' positions have into its tokens' places of `into_T`."""
+        """Copy values at all rows' positions to their tokens' places in `into_T`."""
         is_answer_RS = self._place_RS >= 0
         into_T[self._place_RS[is_answer_RS]] = values_RS[is_answer_RS]
 
@@ -128,7 +127,7 @@ class RolloutRows:
 
     @property
     def rollouts(self) -> list[int]:
-        """All of them, row by row."""
+        """All rollouts, row by row."""
         return [n for row in self.members for n in row]
 
     def _slice(self, data_rank: int) -> slice:
@@ -137,7 +136,7 @@ class RolloutRows:
 
     @cached_property
     def _place_RS(self) -> Array:
-        """Of all rows' positions: which token is the label, among T; -1 where none of an answer."""
+        """For each position, the number in T of the token that is its label; -1 outside answers."""
         return self._positions[0]
 
     @cached_property
@@ -161,7 +160,7 @@ class RolloutRows:
 
 
 def _lengths(least: int, most: int, unit: int) -> list[int]:
-    """Lengths of rows to try, ascending, multiples of the unit."""
+    """Row lengths to try, ascending, multiples of the unit."""
     found, places = [], -(-least // unit) * unit
     while places < most:
         found.append(places)
@@ -170,5 +169,5 @@ def _lengths(least: int, most: int, unit: int) -> list[int]:
 
 
 def _dealt(rows: Sequence[tuple[int, ...]], ranks: int) -> list[tuple[int, ...]]:
-    """In the order of data ranks, one row to each in turn: the fullest come first."""
+    """The rows in order of data ranks, dealt one by one, the fullest first."""
     return [row for rank in range(ranks) for row in rows[rank::ranks]]

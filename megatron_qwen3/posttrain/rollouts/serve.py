@@ -1,14 +1,15 @@
-"""The servers of vLLM of one node, for a run whose ranks are on others.
+"""Runs the vLLM servers of one node, for a run whose ranks are on other nodes.
 
     python -m megatron_qwen3.posttrain.rollouts.serve --host NODE --port 30000 --servers 2 \\
         STAGE.toml MODEL.toml [key=value …]
 
-Takes what the run takes, so that servers have its model, its length and its options; the run has
-them as rollouts.vllm.urls. They share the node's GPUs evenly, or as rollouts.vllm.gpus says. One
-that dies is started again; where one dies rollouts.vllm.restarts times without having answered in
-between, or does not answer within rollouts.vllm.start_seconds, all end, with status 1. They listen
-on the network: their calls change weights, so it has to be a trusted one. examples/slurm/rl.sbatch
-calls this. torch is imported only where run.device = "auto" has to find out whether there are GPUs.
+It takes the run's own arguments, so that servers have its model, lengths and options; the run names
+them in rollouts.vllm.urls. They share the node's GPUs evenly, or as rollouts.vllm.gpus says. A
+server that dies is started again. All end with status 1 where one dies rollouts.vllm.restarts times
+without having answered in between, or does not answer within rollouts.vllm.start_seconds. They
+listen on the network and accept calls that change weights, so the network must be trusted.
+examples/slurm/rl.sbatch calls this. torch is imported only where run.device = "auto" has to find
+out whether there are GPUs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Serve until told to end; the exit status."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("--host", required=True, help="this node's name, as the others know it")
+    parser.add_argument("--host", required=True, help="this node's name for other nodes")
     parser.add_argument("--port", type=int, required=True, help="of the first server")
     parser.add_argument("--servers", type=int, default=1, help="default: 1")
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
@@ -60,9 +61,9 @@ def _leave(*_: object) -> None:
 
 
 def config_of(config: Config, servers: int) -> Config:
-    """The run's settings for these servers: how many, and the GPUs of each.
+    """The run's settings with the number of servers and the GPUs of each.
 
-    ConfigError where they do not share the node's GPUs evenly.
+    ConfigError where they cannot share the node's GPUs evenly.
     """
     vllm = config.rollouts.vllm
     gpus = vllm.gpus or shared(os.environ.get("CUDA_VISIBLE_DEVICES", ""), servers)
@@ -73,7 +74,7 @@ def config_of(config: Config, servers: int) -> Config:
 
 
 def shared(visible: str, servers: int) -> tuple[str, ...]:
-    """The visible GPUs, as CUDA_VISIBLE_DEVICES has them, shared by servers; () where none are."""
+    """The visible GPUs, as in CUDA_VISIBLE_DEVICES, split among servers; () without GPUs."""
     gpus = [gpu for gpu in visible.split(",") if gpu]
     if not gpus:
         return ()
@@ -84,7 +85,7 @@ def shared(visible: str, servers: int) -> tuple[str, ...]:
 
 
 def serve(config: Config, host: str, port: int, home: Path) -> int:
-    """Keep the servers alive. ServerFailed where one does not come up."""
+    """Keep the servers running. ServerFailed where one does not start."""
     on_cpu = config.run.device == "cpu" or not _has_gpus()
     make(home / MODEL_FOLDER)
     length, dtype = config.data.sequence_length, _DTYPES[config.train.precision]
@@ -116,7 +117,7 @@ class _Watched:
     deaths: int = 0
 
     def look(self, restarts: int) -> None:
-        """Start it again where it died. ServerFailed where it does not come up."""
+        """Start it again if it died. ServerFailed where it does not start."""
         try:
             if not self.is_up:
                 self.is_up = self.server.is_ready()

@@ -1,7 +1,7 @@
-"""Calls of tools in what a model wrote, and tools' answers as the chat template puts them.
+"""Parses tool calls in a model's text, and encodes tools' answers as the chat template does.
 
 calls_of('<tool_call>\\n{"name": "python", "arguments": {"code": "…"}}\\n</tool_call>')
-answers_ids(chat, ["42"], header_of(chat, prompt))     # what stands before the next turn
+answers_ids(chat, ["42"], header_of(chat, prompt))     # ids up to the model's next turn
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from megatron_qwen3.chat import (
     turns_of,
 )
 
-_MOST_CALLS = 32  # of an answer: each of them may take its time
+_MOST_CALLS = 32  # per turn: each of them may take long
 _CALL = re.compile(f"{TOOL_CALL}(.*?)(?:{END_TOOL_CALL}|(?={TOOL_CALL})|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call. fault: why it is none; the model is told."""
+    """One call. fault: why it is invalid, which the model gets as the answer."""
 
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -34,8 +34,8 @@ class ToolCall:
 
 
 def calls_of(text: str) -> list[ToolCall]:
-    """The calls after the thinking, in order; those within it are thoughts. Where there are too
-    many, the model is told in place of the others."""
+    """The calls after the thinking, in order; calls within the thinking do not count. Calls beyond
+    the limit are replaced by one fault."""
     _, answer = split_thinking(text)
     calls = [_call(match) for match in _CALL.finditer(answer)]
     more = len(calls) - _MOST_CALLS
@@ -46,14 +46,14 @@ def calls_of(text: str) -> list[ToolCall]:
 
 
 def header_of(chat: ChatTokenizer, prompt: Sequence[int]) -> list[int]:
-    """The last turn of a prompt, which the model goes on with: an empty think block or none."""
+    """Ids with which the model's turn begins in a prompt, with or without an empty think block."""
     start = len(prompt) - 1 - list(reversed(prompt)).index(chat.turn_start)
     return list(prompt[start:])
 
 
 def answers_ids(chat: ChatTokenizer, texts: Sequence[str], header: Sequence[int]) -> list[int]:
-    """Ids of tools' answers, to stand after the `<|im_end|>` of the turn that called them, with the
-    header of the model's next turn."""
+    """Ids of tools' answers, after the `<|im_end|>` of the turn that called them, up to and with
+    the header of the model's next turn."""
     messages = [{"role": "tool", "content": text} for text in texts]
     ids = list(chat.after_turn)
     for turn in turns_of(messages, None, True):
@@ -67,7 +67,7 @@ def _call(match: re.Match[str]) -> ToolCall:
     try:
         call = json.loads(match[1])
         name, arguments = call["name"], call.get("arguments", {})
-        if isinstance(arguments, str):  # as OpenAI's clients have them
+        if isinstance(arguments, str):  # as OpenAI's clients send them
             arguments = json.loads(arguments)
     except (ValueError, RecursionError) as error:
         return ToolCall(fault=f"the call is no JSON: {error}"[:300])

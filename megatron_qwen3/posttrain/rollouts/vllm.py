@@ -4,10 +4,10 @@
         engine.refit(version=0)
         made = engine.sample(asks)
 
-The first rank alone talks to the servers; the others hold the weights that it gathers, and get the
-answers. Each server that has other weights than those of now, since they were updated or it was
-started again, gets them before it is asked anything, and then has to agree with the model in
-training on fixed prompts (`canary.py`). Whatever fails on the first rank is raised on all.
+Only the first rank talks to the servers; the others send it their weights and get the answers. A
+server whose weights are old, since the model was updated or the server restarted, gets the current
+ones before it is asked anything, and then has to agree with the model in training on fixed prompts
+(`canary.py`). Errors of the first rank are raised on all.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class Refits:
-    """What the last refit took. bytes, tensors: of the weights; checksum: of all of them, as the
-    servers found it, too; seconds: from the first question of its check to the last server's
-    agreement, check_seconds of them for the check; difference: of log-probabilities, the largest;
-    restarts: servers that were started again in this run. Checksum and restarts are known to the
-    first rank."""
+    """Metrics of the last refit. bytes, tensors: of the weights; checksum: of all, confirmed
+    by the servers; seconds: from the first check to the last server's agreement, check_seconds of
+    them for the check; difference: the largest, of log-probabilities; restarts: of servers in this
+    run. Only the first rank knows checksum and restarts."""
 
     bytes: int = 0
     tensors: int = 0
@@ -69,7 +68,8 @@ class Refits:
 
 
 class VllmEngine:
-    """A RolloutEngine. ConfigError, on all ranks, where servers do not start, or stay, or agree."""
+    """A RolloutEngine. ConfigError, on all ranks, where servers do not start, keep dying, or
+    disagree."""
 
     def __init__(
         self,
@@ -82,21 +82,21 @@ class VllmEngine:
         waiting: refit.Waiting = nullcontext,
         everywhere: bool = True,
     ) -> None:
-        """ends: ids that end an answer; budget_of: the thinking budget of so many tokens; beat: is
-        called now and then while answers are waited for, on all ranks; what it raises ends that.
-        alive: is called while servers start and of each bucket of weights; waiting: what all ranks
-        are in while servers take weights or answer, as long as these may take; everywhere: whether
-        all ranks get what was sampled, or the first one alone."""
+        """ends: ids that end an answer; budget_of: makes a thinking budget of a number of tokens;
+        beat: called now and then on all ranks while they wait for answers, and may raise to end
+        that; alive: called while servers start and for each bucket of weights; waiting: a context
+        that all ranks hold while servers load weights or answer, which have limits of their own;
+        everywhere: whether all ranks get the samples, or only the first."""
         self._config, self._model = config, model
         self._ends = tuple(sorted(set(ends)))
         self._budget_of, self._beat = budget_of, beat
         self._alive, self._waiting = alive, waiting
         self._leads, self._version = dist.get_rank() == 0, -1
         self._gets_rollouts = everywhere or self._leads
-        self._given: tuple[int, int] | None = None  # version, and the model's count of updates
+        self._given: tuple[int, int] | None = None  # version, and the model's number of updates
         self._folder = folder_of(config)
         self._written: refit.WrittenWeights | None = (
-            None  # the weights of now, where a folder has them
+            None  # the current weights, if a folder has them
         )
         self._prompts = canary.prompts_of(config)
         self.refits = Refits()
@@ -131,11 +131,11 @@ class VllmEngine:
 
     @property
     def urls(self) -> list[str]:
-        """Addresses of the servers, as the first rank knows them."""
+        """Addresses of the servers; known to the first rank only."""
         return [member.client.url for member in self._fleet.members]
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask, by the weights of the last refit. All ranks call it alike."""
+        """The samples of each ask, by the last refit's weights. All ranks call it alike."""
         if self._version < 0:
             raise RuntimeError("servers have no weights yet: refit comes first")
         batch = AskBatch(asks, self._config, self._ends, self._budget_of)
@@ -151,9 +151,9 @@ class VllmEngine:
             batch.close()
 
     def refit(self, version: int) -> dict[str, float]:
-        """Give all servers the weights of now, unless they have them. All ranks call it.
+        """Give all servers the current weights, unless they have them. All ranks call it.
 
-        ConfigError where one computes something else.
+        ConfigError where a server's log-probabilities differ from the model's.
         """
         began, check = time.monotonic(), 0.0
         now = (version, self._model.weights_version)
@@ -165,16 +165,17 @@ class VllmEngine:
         return asdict(self.refits)
 
     def _outdate(self) -> None:
-        """Have servers read the prompts of the check by the weights that they will not have."""
+        """Have servers read the check's prompts with their old weights, so that a stale cache
+        shows."""
         known = [m for m in self._fleet.members if m.version is not None and m.is_up]
         self._tried(known, lambda m: self._canary(m, 1))
         for member in self._fleet.members:
             member.version = None
 
     def _bring_up_to_date(self, began: float, check: float = 0.0) -> None:
-        """Give their weights to the servers that wait for them; those that fail start again.
+        """Give the current weights to the servers that lack them; a server that fails is restarted.
 
-        began: when that was asked for; check: seconds since then that were the check's.
+        began: time of the request; check: seconds since then that the check took.
         """
         while numbers := self._of_servers(self._paused):
             reached = self._transfer(numbers)
@@ -186,12 +187,12 @@ class VllmEngine:
             self.refits.check_seconds, self.refits.seconds = check, time.monotonic() - began
 
     def _of_servers(self, ask: Callable[[], T]) -> T:
-        """What servers answer to the first rank, on all of them; they have limits of their own."""
+        """`ask` of the first rank, its result on all; servers have time limits of their own."""
         with self._waiting():
             return of_first(ask)
 
     def _paused(self) -> list[int]:
-        """Numbers of servers that wait for weights, know what comes, and do nothing else."""
+        """Numbers of servers that need weights, have checked the table, and are paused."""
         self._fleet.look()
         waiting = self._fleet.waiting(self._version)
 
@@ -205,7 +206,8 @@ class VllmEngine:
         return [self._fleet.members.index(member) for member in members]
 
     def _transfer(self, numbers: list[int]) -> list[int]:
-        """The weights of now into these servers: those that have them. All ranks gather them."""
+        """Send the current weights to these servers; returns those that loaded them. All ranks call
+        it."""
         settings, members = self._config.rollouts.vllm, self._fleet.members
         chosen = [members[n] for n in numbers]
         if settings.refit == "folder":
@@ -249,7 +251,7 @@ class VllmEngine:
         member.client.call("mq3_from_folder", path=path, table=made.table, checksums=made.checksums)
 
     def _go_on(self, numbers: list[int]) -> list[int]:
-        """Have servers that got the weights compute with them."""
+        """Resume the servers that loaded the weights."""
 
         def go_on(member: Member) -> None:
             member.client.forget_prompts()
@@ -259,7 +261,7 @@ class VllmEngine:
         return self._numbers(self._each([self._fleet.members[n] for n in numbers], go_on))
 
     def _answers(self, numbers: list[int]) -> list[tuple[int, list[canary.Answer]]]:
-        """What servers say that will be compared; from here on they have the version of now."""
+        """Servers' answers to the check's prompts; from here on they have the current version."""
         answers: dict[int, list[canary.Answer]] = {}
 
         def ask(member: Member) -> None:
@@ -276,7 +278,7 @@ class VllmEngine:
         return canary.ask(member.client, self._prompts, temperature, tokens)
 
     def _compare(self, answers: list[tuple[int, list[canary.Answer]]]) -> None:
-        """ConfigError where a server and the model in training disagree."""
+        """ConfigError where a server's log-probabilities differ too much from the model's."""
         temperature = self._config.rollouts.temperature
         off = canary.differences(self._model, self._prompts, [x for _, x in answers], temperature)
         limit = self._config.rollouts.vllm.difference
@@ -285,7 +287,7 @@ class VllmEngine:
             for (number, _), difference in zip(answers, off, strict=True):
                 if not difference <= limit:
                     raise ConfigError(
-                        f"{self._fleet.members[number].name} does not compute what the model in "
+                        f"{self._fleet.members[number].name} does not compute as the model in "
                         f"training does: after the refit to version {self._version} a log-"
                         f"probability is off by {difference:.2g}, more than "
                         f"rollouts.vllm.difference = {limit:g}"
@@ -295,7 +297,8 @@ class VllmEngine:
         self.refits.difference = of_first(judge)
 
     def _each(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[Member]:
-        """Those of some servers that did it, all at once; the others are started again."""
+        """Run an action on servers, all at once; returns those that did it and restarts the
+        others."""
         faults = self._tried(members, action)
         for member, fault in zip(members, faults, strict=True):
             if fault:
@@ -303,12 +306,12 @@ class VllmEngine:
         return [member for member, fault in zip(members, faults, strict=True) if not fault]
 
     def _tried(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[str]:
-        """Why each did not do it, "" where it did; all at once."""
+        """Run an action on servers, all at once; why each one failed, "" where it did not."""
         with ThreadPoolExecutor(max(1, len(members))) as pool:
             return list(pool.map(lambda member: self._try(member, action), members))
 
     def _try(self, member: Member, action: Callable[[Member], object]) -> str:
-        """Why a server did not do it; "" where it did."""
+        """Run an action on a server; why it failed, "" where it did not."""
         try:
             action(member)
         except (Died, RequestRefused) as error:
@@ -322,7 +325,8 @@ class VllmEngine:
 
 
 def folder_of(config: Config) -> Path:
-    """Where servers find model and weights: in memory where they are on this machine."""
+    """The folder from which servers load model and weights: in memory if they run on this
+    machine."""
     settings = config.rollouts.vllm
     run = config.run_dir.resolve()
     name = f"mq3-{run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:12]}"
@@ -334,7 +338,7 @@ def folder_of(config: Config) -> Path:
 
 
 def host_of(config: Config) -> str:
-    """The first rank's address as servers reach it."""
+    """The first rank's address, by which servers reach it."""
     hosts = [urlsplit(url).hostname or "" for url in config.rollouts.vllm.urls]
     if all(host in LOOPBACK for host in hosts):
         return LOOPBACK[0]

@@ -1,15 +1,15 @@
-"""The answers of one batch while servers write them: rows, and the requests that go on with them.
+"""The answers of one batch while servers write them: rows, and their requests to servers.
 
     batch = AskBatch(asks, …)
     while (state := batch.work(fleet, version)) != DONE:
         …                       # WAITING: give servers that came back their weights, and go on
     batch.rollouts()
 
-A thinking budget is kept here, not by the server: a row in a think block is asked for no more
-tokens than it has left, then the tokens that end the block are put in, and the row is asked to go
-on. So what is forced is known by its place, and nobody has to find it again in what a server gives.
-A request whose server dies is asked again, of another or of the same one with the same weights;
-what a row draws depends on its own seed, not on where it is asked. Nothing here imports torch.
+A thinking budget is enforced here, not by the server: a row in a think block asks for no more
+tokens than its budget has left, then the tokens that end the block are inserted, and the row asks
+for the rest. So forced tokens are known by their place and need not be found in a server's reply. A
+request whose server dies is sent again, to another server or to the same one with the same weights;
+a row's draws depend on its own seed, not on the server. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member
 from megatron_qwen3.settings import Config
 
 DONE, WAITING, WORKING = "done", "waiting", "working"
-TRIES = 3  # of a request at servers that live on
+TRIES = 3  # failures of a request at servers that did not die
 _POLL_SECONDS = 0.2
-WORD_SECONDS = 5.0  # after which those who wait for answers hear that some are missing: may stop
+WORD_SECONDS = 5.0  # longest wait for answers before the caller may stop the batch
 
 
 @dataclass
 class PendingSample:
-    """One sample. parts: requests that it has been answered."""
+    """One sample. parts: number of answered requests."""
 
     ask: int
     sample: int
@@ -51,7 +51,7 @@ class PendingSample:
     error: str = ""
 
     def force(self) -> None:
-        """Put in what the budget wants next; a row that is full is done."""
+        """Insert the tokens that the budget forces; a full row is done."""
         while not self.finish:
             if len(self.tokens) >= self.limit:
                 self.finish = LENGTH
@@ -61,7 +61,7 @@ class PendingSample:
                 break
 
     def take(self, drawn: DrawnSample, version: int, stops: Sequence[int]) -> None:
-        """Go on with what a server drew."""
+        """Append a server's tokens."""
         asked = self.room()
         self.parts += 1
         self.versions.append(version)
@@ -74,7 +74,7 @@ class PendingSample:
         self.force()
 
     def room(self) -> int:
-        """Tokens that may be drawn before the budget has a say."""
+        """Tokens that may be drawn before the budget forces one."""
         left = self.limit - len(self.tokens)
         if self.thinking is None or self.thinking.spent is None:
             return left
@@ -82,7 +82,7 @@ class PendingSample:
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """The id that begins a think block, where one may yet begin: the row stops there."""
+        """The id that begins a think block, if one may still begin: the request stops there."""
         thinking = self.thinking
         is_open = thinking is not None and thinking.spent is None and not thinking.is_over
         return (thinking.budget.opens,) if thinking is not None and is_open else ()
@@ -97,14 +97,14 @@ class PendingSample:
 
 @dataclass
 class _Request:
-    """Rows that go on from the same tokens. failed: (server, its deaths by then)."""
+    """Rows that continue the same tokens. failed: (server, number of its deaths then)."""
 
     rows: list[PendingSample]
     failed: list[tuple[Member, int]] = field(default_factory=list)
 
     @property
     def tries(self) -> int:
-        """Failures of servers that live on."""
+        """Failures at servers that have not died since."""
         return sum(member.generation == count for member, count in self.failed)
 
 
@@ -118,9 +118,9 @@ class AskBatch:
         ends: tuple[int, ...],
         budget_of: Callable[[int], ThinkingBudget],
     ) -> None:
-        """ends: ids that end an answer. budget_of: the thinking budget of so many tokens.
+        """ends: ids that end an answer. budget_of: makes a thinking budget of a number of tokens.
 
-        A prompt and its answer have data.sequence_length tokens at most.
+        A prompt with its answer has at most data.sequence_length tokens.
         """
         self._asks, self._ends = asks, ends
         self._temperature = config.rollouts.temperature
@@ -140,14 +140,14 @@ class AskBatch:
                 row.force()
             self._rows.append(rows)
             self._ask(rows)
-        self._todo.reverse()  # the last is taken first
+        self._todo.reverse()  # taken from the end
         self._pool: ThreadPoolExecutor | None = None
 
     def work(self, fleet: Fleet, version: int) -> str:
-        """DONE once all rows are; WAITING where a server waits for the weights of `version`;
-        WORKING after a while.
+        """DONE once all rows are; WAITING where a server needs the weights of `version`; WORKING
+        after a while.
 
-        ServerFailed where servers die again and again. Requests that are under way stay so.
+        ServerFailed where servers die again and again. Open requests stay open.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._concurrency * len(fleet.members))
@@ -170,7 +170,7 @@ class AskBatch:
         return DONE
 
     def close(self) -> None:
-        """Leave what is under way."""
+        """Abandon the open requests."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -182,7 +182,7 @@ class AskBatch:
         ]
 
     def _ask(self, rows: Sequence[PendingSample]) -> None:
-        """Ask for what is left: together where rows have not parted yet."""
+        """Queue a request for the unfinished rows: one for all while none has tokens, else each."""
         left = [row for row in rows if not row.finish]
         if left and len(left) == len(self._rows[left[0].ask]) and not left[0].parts:
             self._todo.append(_Request(left))
@@ -190,7 +190,7 @@ class AskBatch:
             self._todo += [_Request([row]) for row in left]
 
     def _send(self, fleet: Fleet, version: int) -> None:
-        """Hand out requests, each to the server with the fewest."""
+        """Send requests, each to the server with the fewest open ones."""
         ready = fleet.ready(version)
         load = Counter({id(member): 0 for member in ready})
         load.update(id(member) for _, member, _ in self._flying.values())
@@ -243,7 +243,7 @@ class AskBatch:
     def _again(
         self, request: _Request, member: Member, generation: int, finish: str, why: str
     ) -> None:
-        """Ask once more, unless servers that live on have failed it often enough."""
+        """Queue the request again, unless servers that did not die failed it TRIES times."""
         request.failed.append((member, generation))
         if request.tries < TRIES:
             self._todo.append(request)
@@ -253,9 +253,9 @@ class AskBatch:
 
 
 def seed_of(seed: int, sample: int, part: int) -> int:
-    """Where part `part` of a sample begins to draw: below 2^62, and no other ask's neighbour.
+    """The seed of part `part` of a sample: below 2^62, and no neighbour of another ask's.
 
-    Of the first part that of sample 0 plus `sample`, as a server counts samples of one request.
+    For the first part it is sample 0's plus `sample`, as a server numbers samples of a request.
     """
     text = f"{seed}" if not part else f"{seed} {sample} {part}"
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2

@@ -1,7 +1,7 @@
-"""Whether rollouts from vLLM can begin: `check(config)`, before any rank starts.
+"""Checks, before any rank starts, that rollouts from vLLM can begin: `check(config)`.
 
-Asks the interpreter of the servers whether it has vLLM, which takes a tenth of a second, and
-servers at addresses whether they are there. Nothing here imports torch.
+It asks the servers' interpreter for vLLM, which takes a tenth of a second, and servers at given
+addresses for a reply. Nothing here imports torch.
 """
 
 import os
@@ -23,7 +23,7 @@ print(importlib.metadata.version("vllm") if found else "")
 
 
 def check(config: Config) -> None:
-    """ConfigError with the setting, and what is wrong with it."""
+    """ConfigError with the setting at fault and the reason."""
     settings = config.rollouts.vllm
     for url in settings.urls:
         _check_server(url.rstrip("/"), config.model.vocab_size)
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
 
 
 def _check_server(url: str, vocabulary: int) -> None:
-    """ConfigError where a server is not there, or is none that takes weights of a run."""
+    """ConfigError where a server does not answer, or cannot load a run's weights."""
     if not is_healthy(url):
         raise ConfigError(
             f"rollouts.vllm.urls: {url} does not answer at /health; is the server running?"
@@ -55,7 +55,7 @@ def _check_server(url: str, vocabulary: int) -> None:
 
 
 def _check_python(python: str, named: str) -> None:
-    """ConfigError where an interpreter is none, or has no vLLM that can start."""
+    """ConfigError where the interpreter does not run, or has no vLLM that can start."""
     told = (
         f"rollouts.vllm.python = {named}"
         if named

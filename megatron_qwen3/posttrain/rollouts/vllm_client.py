@@ -3,10 +3,10 @@
     client = Client("http://127.0.0.1:8000", vocabulary=151936, seconds=600)
     client.generate(prompt, TokenDraw(1.0, seed=7, samples=8, max_tokens=512, stops=(151645,)))
 
-What is asked has every setting of sampling in it, since a server fills in what is missing by files
-of its own and takes misspelt names without a word. What comes back is checked before it is used:
-ids of the vocabulary, a log-probability for each, a known end. Nothing is tried again here: who
-asks knows whether the server is to be started anew first. Nothing here imports torch.
+Requests set every sampling option, since a server fills missing ones from files of its own and
+ignores misspelt names silently. Replies are checked before use: ids of the vocabulary, a
+log-probability for each, a known end. Nothing is retried here: the caller knows whether the server
+has to be restarted first. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.replies import Malformed, RequestRefused
 from megatron_qwen3.posttrain.wire import Failure, Wire
 
-KEY_VARIABLE = "VLLM_API_KEY"  # as vLLM calls it
+KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name
 _MOST_BYTES = 1 << 32
 _FINISHED = ("stop", "length", "abort")
 _ROUNDING = 1e-4  # by which a log-probability may exceed 0
-Table = list[list[Any]]  # of each tensor: name, shape, dtype, as in `in_server/mq3_refit.py`
+Table = list[list[Any]]  # for each tensor: name, shape, dtype, as in `in_server/mq3_refit.py`
 
 
 class Died(Exception):
-    """No answer came, or one that only a broken server gives."""
+    """No answer arrived, or one that only a broken server gives."""
 
 
 @dataclass(frozen=True)
 class TokenDraw:
-    """How tokens are drawn. seed: sample k draws from seed + k. stops: ids that end an answer,
-    which has them as its last token."""
+    """Settings of a draw. seed: sample k draws from seed + k. stops: ids that end an answer and
+    stay as its last token."""
 
     temperature: float
     seed: int
@@ -45,7 +45,7 @@ class TokenDraw:
     stops: tuple[int, ...]
 
     def body(self) -> dict[str, Any]:
-        """vLLM's SamplingParams, those that change tokens or log-probabilities all of them."""
+        """vLLM's SamplingParams: all that can change tokens or log-probabilities."""
         return {
             "temperature": self.temperature,
             "seed": self.seed,
@@ -53,21 +53,21 @@ class TokenDraw:
             "max_tokens": self.max_tokens,
             "min_tokens": 0,
             "stop_token_ids": list(self.stops),
-            "ignore_eos": True,  # ends are named above
+            "ignore_eos": True,  # `stops` names the ends
             "top_p": 1.0,
             "top_k": -1,
             "min_p": 0.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
-            "logprobs": 0,  # of the token itself
+            "logprobs": 0,  # only the drawn token's
             "detokenize": False,
         }
 
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """One sample. versions: of the weights that wrote its tokens, in their order."""
+    """One sample. versions: of the weights that wrote its tokens, in order."""
 
     tokens: list[int]
     log_probs: list[float]
@@ -76,7 +76,7 @@ class DrawnSample:
 
 
 class Client:
-    """Any thread may ask. Died and RequestRefused say why there is no answer."""
+    """Any thread may call it. Died and RequestRefused say why there is no answer."""
 
     def __init__(self, url: str, vocabulary: int, seconds: float) -> None:
         self.url, self._vocabulary = url, vocabulary
@@ -86,11 +86,11 @@ class Client:
         self._wire = Wire(url, limits, os.environ.get(KEY_VARIABLE, ""), direct=True)
 
     def stop(self) -> None:
-        """Nothing is waited for any more."""
+        """End all waiting: open and later requests fail at once."""
         self._wire.stop()
 
     def generate(self, prompt: Sequence[int], draw: TokenDraw) -> list[DrawnSample]:
-        """The samples in order. RequestRefused, unsent, where an id would kill the server."""
+        """The samples in order. RequestRefused, unsent, where an id would crash the server."""
         for token in (min(prompt, default=-1), max(prompt, default=-1)):
             if not 0 <= token < self._vocabulary:
                 raise RequestRefused(
@@ -102,7 +102,7 @@ class Client:
         return made
 
     def call(self, method: str, **arguments: Any) -> list[dict[str, Any]]:
-        """What each worker answers to a call of `mq3_refit.Refit`. Died where one says error."""
+        """Each worker's result of a method of `mq3_refit.Refit`. Died where one has an error."""
         body = {"method": method, "kwargs": arguments}
         results: list[dict[str, Any]] = self._ask("/collective_rpc", body, _results)
         for result in results:
@@ -111,23 +111,23 @@ class Client:
         return results
 
     def look(self) -> None:
-        """Died or RequestRefused where it is no server that a run can give weights to, or the key
-        is another one; touches nothing."""
+        """Died or RequestRefused where no server answers that takes a run's weights, or it rejects
+        the key; changes nothing."""
         self._ask("/collective_rpc", {"method": "mq3_check", "kwargs": {"table": []}}, _results)
 
     def check(self, table: Table) -> int:
-        """Its workers, once they know that these tensors are their model's."""
+        """The number of its workers; they check that these tensors are their model's."""
         return len(self.call("mq3_check", table=table))
 
     def pause(self) -> None:
-        """Let answers that are under way come to their end, and begin no others."""
+        """Let open requests finish, and begin no others."""
         self._ask(f"/pause?{urlencode({'mode': 'wait'})}", {}, _table)
 
     def resume(self) -> None:
         self._ask("/resume", {}, _table)
 
     def forget_prompts(self) -> None:
-        """Drop what is cached of prompts, which other weights have read."""
+        """Drop the prefix cache, whose prompts were read with other weights."""
         reply = self._ask("/reset_prefix_cache", {}, _table)
         if reply.get("success") is not True:
             raise Died(f"{self.url} keeps its prefix cache: {reply}")
@@ -149,7 +149,7 @@ class Client:
             choices = sorted(choices, key=lambda choice: choice["index"])
             return [self._choice(choice, draw.max_tokens) for choice in choices]
         except (LookupError, TypeError, ValueError) as error:
-            raise Malformed(f"a choice lacks what rollouts need: {error!r}") from None
+            raise Malformed(f"a choice lacks a field of rollouts: {error!r}") from None
 
     def _choice(self, choice: dict[str, Any], most: int) -> DrawnSample:
         tokens = [int(token) for token in choice["token_ids"]]

@@ -1,15 +1,15 @@
-"""All servers of a run, seen from its first rank: which live, which have the weights of now.
+"""All servers of a run, as its first rank sees them: which are alive, which have current weights.
 
     fleet = Fleet(config, on_cpu, folder)
     fleet.start()
     while not fleet.are_up(20): …
-    fleet.look()                     # deaths are noticed, the dead are started again
-    fleet.ready(version)             # may be asked
-    fleet.waiting(version)           # answer, but have other weights, as after a start
+    fleet.look()                     # notices deaths and restarts dead servers
+    fleet.ready(version)             # servers that may be asked
+    fleet.waiting(version)           # servers that answer but have other weights
 
-A server of ours that dies is started again up to rollouts.vllm.restarts times within a batch; one
-at an address of somebody else's is waited for as long as rollouts.vllm.start_seconds. Either comes
-back with weights that are none of ours. Nothing here imports torch.
+A server of ours that dies is restarted up to rollouts.vllm.restarts times within a batch; a server
+at a given address is waited for up to rollouts.vllm.start_seconds. Either comes back without the
+run's weights. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _POLL_SECONDS = 0.2
 
 
 class Member:
-    """One server. version: of its weights, None where they are none of ours.
+    """One server. version: of its weights, None where they are not the run's.
 
-    generation: counts its deaths. workers: processes that share its model.
+    generation: number of its deaths. workers: processes that share its model.
     """
 
     def __init__(self, config: Config, server: Server | None, url: str) -> None:
@@ -52,21 +52,21 @@ class Member:
 
     @property
     def rests(self) -> bool:
-        """Whether a failure is so recent that it may yet turn out to be its end."""
+        """Whether a failure is so recent that the server may still turn out to have died."""
         return time.monotonic() < self._rests_until
 
     def doubt(self) -> None:
-        """It gave no answer: wait and see whether it lives."""
+        """Called when it gave no answer: leave it alone until it is clear whether it lives."""
         self._rests_until = time.monotonic() + REST_SECONDS
 
     def start(self) -> None:
-        """Have a server of ours start, with weights that are none of ours."""
+        """Start a server of ours, which has no weights of the run yet."""
         assert self.server is not None
         self.server.start()
         self.client = self._client(self.server.url)
 
     def lose(self) -> None:
-        """It died: nothing that it had counts any more."""
+        """Called when it died: forget its version, workers and requests."""
         self.client.stop()
         self.client = self._client(self.client.url)
         self.version, self.is_up = None, False
@@ -75,7 +75,7 @@ class Member:
         self._down_since = time.monotonic()
 
     def look(self) -> bool:
-        """Whether it is up now. ServerFailed where it will not come up."""
+        """Whether it is up now. ServerFailed where it cannot start."""
         if self.server is not None:
             self.is_up = self.server.is_ready()
         else:
@@ -88,7 +88,7 @@ class Member:
         return self.is_up
 
     def has_died(self) -> bool:
-        """Of one that was up and does not rest."""
+        """Whether a server that was up, and is not left alone, has died."""
         if self.server is not None and not self.server.is_running:
             return True
         if self._rests_until:
@@ -98,7 +98,7 @@ class Member:
 
 
 class Fleet:
-    """The servers of [rollouts.vllm]. `tell` is given a line for each that is started again."""
+    """The servers of [rollouts.vllm]. `tell` gets a line for each restart."""
 
     def __init__(
         self, config: Config, on_cpu: bool, folder: Path, tell: Callable[[str], None]
@@ -118,13 +118,13 @@ class Fleet:
         self.restarted = 0
 
     def start(self) -> None:
-        """Start them together; that takes them a while."""
+        """Start all of them; `are_up` waits for them."""
         for member in self.members:
             if member.server:
                 member.start()
 
     def are_up(self, seconds: float) -> bool:
-        """Whether all answer, within so long. ServerFailed where one did not start."""
+        """Whether all answer within `seconds`. ServerFailed where one did not start."""
         until = time.monotonic() + seconds
         while not all(member.is_up or member.look() for member in self.members):
             if time.monotonic() > until:
@@ -145,7 +145,7 @@ class Fleet:
         return [m for m in self.members if m.is_up and m.version != version and not m.rests]
 
     def look(self) -> None:
-        """Notice who died and who came back. ServerFailed after too many deaths."""
+        """Notice which servers died or came back. ServerFailed after too many deaths."""
         for member in self.members:
             if member.is_up:
                 if not member.rests and member.has_died():
@@ -157,7 +157,7 @@ class Fleet:
                     self.bury(member, str(error))
 
     def bury(self, member: Member, why: str) -> None:
-        """Start a server again that died, or whose weights are not known any more."""
+        """Restart a server that died or whose weights are unknown."""
         words = f": {member.server.last_words()}" if member.server and member.is_up else ""
         member.lose()
         if member.deaths > self._restarts:
@@ -171,6 +171,6 @@ class Fleet:
             member.start()
 
     def absolve(self) -> None:
-        """A batch was answered: what was before it counts no more."""
+        """Called after a whole batch: deaths are counted from 0 again."""
         for member in self.members:
             member.deaths = 0

@@ -3,12 +3,11 @@
     server = Server(config, 0, on_cpu, folder=model, log=run_dir / "vllm" / "server_0.log")
     server.start()
     server.is_ready()              # ServerFailed with the end of its log, where it does not start
-    server.kill()                  # it, and all that it started
+    server.kill()                  # it and its child processes
 
-A server of a run listens on the loopback alone: the calls by which it gets new weights are not for
-others.
-It has no variable of our launcher's, which its own workers would take for theirs, and it goes when
-the run goes (`leash.py`). Nothing here imports torch.
+A server of a run listens on the loopback only, because the calls that change its weights must not
+be open to others. Its environment has no variables of our launcher, which its own workers would
+take for theirs, and it ends when the run ends (`leash.py`). Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ LEASH = Path(leash.__file__)
 WORKER = "mq3_refit.Refit"
 MODEL_FOLDER = "model"  # has config.json
 MODEL = "policy"  # the name that it is served under
-BLOCK = 32  # tokens of a cache block on a CPU, the least that is possible there
+BLOCK = 32  # tokens of a cache block on a CPU, the least possible there
 CPU_CACHE_BYTES = 1 << 30
 _HOST = "127.0.0.1"
 _LAST_LINES, _LINE = 12, 300
 _HEALTH_SECONDS = 5.0
-_GONE_SECONDS = 5.0  # where nobody collects dead processes, they look as if they lived
+_GONE_SECONDS = 5.0  # unreaped dead processes look alive
 _POLL_SECONDS = 0.02
-# Of torchrun and SLURM: they say who we are, and a server's workers are others.
+# Of torchrun and SLURM: they describe our ranks, not a server's workers.
 _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_FR_")
 
 
@@ -50,16 +49,16 @@ class ServerFailed(ConfigError):
 
 
 def python_of(config: Config) -> str:
-    """The interpreter that servers run in."""
+    """The Python interpreter that runs the servers."""
     return config.rollouts.vllm.python or sys.executable
 
 
 def command(config: Config, folder: Path, port: int, on_cpu: bool, host: str = _HOST) -> list[str]:
-    """`vllm serve` for the model of a folder's config.json, in the way that rollouts need.
+    """`vllm serve` for the model of a folder's config.json, with the options that rollouts need.
 
-    It begins with any weights, since a refit comes before the first question. Log-probabilities
-    are of the logits that tokens are drawn from, nothing of generation_config.json is mixed in,
-    and no tokenizer is loaded: ids come and go.
+    It starts with arbitrary weights, since a refit comes before the first request.
+    Log-probabilities are of the logits that tokens are drawn from, generation_config.json is
+    ignored, and no tokenizer is loaded: requests and replies are ids.
     """
     settings = config.rollouts.vllm
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
@@ -87,13 +86,13 @@ def command(config: Config, folder: Path, port: int, on_cpu: bool, host: str = _
 
 
 def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
-    """Ours, without what is about our own ranks, and with what a server needs."""
+    """Our environment without the variables of our own ranks, with those that a server needs."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
-    kept.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over --kv-cache-memory-bytes
+    kept.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override --kv-cache-memory-bytes
     kept |= {
         "PYTHONPATH": str(IN_SERVER),
         "PYTHONSAFEPATH": "1",
-        "VLLM_SERVER_DEV_MODE": "1",  # opens the calls of a refit
+        "VLLM_SERVER_DEV_MODE": "1",  # enables the calls of a refit
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -101,8 +100,8 @@ def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
     if on_cpu:
         kept["CUDA_VISIBLE_DEVICES"] = ""
         kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else all servers share core 0
-        # Threads that wait for each other spin, ten times as long as they compute where somebody
-        # else is at work: other servers, or the ranks.
+        # Threads that wait for each other spin; where other servers or ranks use the cores, that
+        # takes ten times as long as the computation.
         threads = cores() // config.rollouts.vllm.servers
         kept.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
         kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,7 +111,7 @@ def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
 
 
 class Server:
-    """One server, which may be started again after it died."""
+    """One server, which can be restarted after it died."""
 
     def __init__(
         self,
@@ -123,8 +122,8 @@ class Server:
         log: Path,
         address: tuple[str, int] | None = None,
     ) -> None:
-        """address: host and port, for servers that others than this machine ask (`serve.py`);
-        None: the loopback, at a port that is free."""
+        """address: host and port, for servers that other machines ask (`serve.py`); None: the
+        loopback, at a free port."""
         self._config, self.number, self._on_cpu = config, number, on_cpu
         self._folder, self._log, self._address = folder, log, address
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,7 +131,7 @@ class Server:
         self.url = ""
 
     def start(self) -> None:
-        """Start the processes, which takes them a while; `self.url` is where they will listen."""
+        """Start the processes without waiting; `self.url` is their address."""
         self.kill()
         make(self._log.parent)
         host, port = self._address or (_HOST, free_port())
@@ -165,11 +164,11 @@ class Server:
 
     @property
     def is_late(self) -> bool:
-        """Whether the time is over that it may take to start."""
+        """Whether it exceeded its time to start."""
         return time.monotonic() > self._deadline
 
     def is_ready(self) -> bool:
-        """Whether it answers by now. ServerFailed where it never will."""
+        """Whether it answers by now. ServerFailed where it ended or is too late."""
         if not self.is_running:
             raise ServerFailed(f"{self} ended: {self.last_words()}")
         if is_healthy(self.url):
@@ -183,7 +182,7 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """End it and every process that it started, and have them gone: they hold memory."""
+        """Kill it and every process that it started, and wait until they free their memory."""
         if self._process is None:
             return
         leash.end(self._process.pid)
@@ -192,13 +191,13 @@ class Server:
             self._process.wait()
             until = time.monotonic() + _GONE_SECONDS
             while time.monotonic() < until:
-                os.killpg(self._process.pid, 0)  # raises once there is none
+                os.killpg(self._process.pid, 0)  # raises once no process is left
                 time.sleep(_POLL_SECONDS)
         self._process.wait()
         self._process = None
 
     def last_words(self) -> str:
-        """The end of its log, in one line for people."""
+        """The end of its log, in one line."""
         try:
             text = self._log.read_bytes()[-_LAST_LINES * _LINE :].decode("utf-8", "replace")
         except OSError as error:
@@ -211,7 +210,7 @@ class Server:
 
 
 def is_healthy(url: str) -> bool:
-    """Whether a server answers that it is well; no proxy is asked for it."""
+    """Whether a server's /health is fine; bypasses proxies."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/health", timeout=_HEALTH_SECONDS) as reply:

@@ -1,10 +1,10 @@
-"""Both sides of an examination (exam.py), each within its own sandbox; nothing imports this.
+"""Both sides of an examination (exam.py), each run in its own sandbox; no module imports this.
 
-    calls.py answer CALLS RESULTS     beside the program: calls its functions, says what they gave
-    calls.py ask CALLS RESULTS        runs tests, for which the program's names are remote ones
+    calls.py answer CALLS RESULTS     beside the program: calls its functions, returns results
+    calls.py ask CALLS RESULTS        runs tests, in which the program's names are remote objects
 
-A line of JSON goes one way, a line the other. What a program answers is data and nothing else: no
-object of its own, and so no comparison of its own, is ever where the tests are.
+Each call is a line of JSON, each result another. The program's results are data only: none of its
+objects, and so none of its own comparisons, ever reaches the side of the tests.
 """
 
 import builtins
@@ -23,12 +23,12 @@ _CONTAINERS: dict[str, Any] = {
     "set": set,
     "frozenset": frozenset,
 }
-# They end loops and generators of the tests without a word.
+# They would silently end loops and generators of the tests.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
 def encode(value: Any, keep: Callable[[Any], int]) -> Any:
-    """Data as JSON; of what is none the number that `keep` gives it."""
+    """Data as JSON; any other value as the number that `keep` gives it."""
     if value is None or isinstance(value, bool | str):
         return value if value is None or isinstance(value, bool) else str(value)
     if isinstance(value, int):
@@ -48,7 +48,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
 
 
 def decode(value: Any, of: Callable[[int], Any]) -> Any:
-    """The data again, and what `of` gives for the number of an object."""
+    """The data again; for an object, the result of `of` with its number."""
     if not isinstance(value, dict):
         return value
     ((name, content),) = value.items()
@@ -64,7 +64,7 @@ def decode(value: Any, of: Callable[[int], Any]) -> Any:
 
 
 def answer(calls: int, results: int) -> None:
-    """Serve the program's functions until nobody asks any more."""
+    """Serve calls to the program's functions until the other side closes."""
     objects: list[Any] = []
 
     def keep(value: Any) -> int:
@@ -90,7 +90,7 @@ def answer(calls: int, results: int) -> None:
     def served(line: str) -> str:
         return said(lambda: asked(json.loads(line)))
 
-    program = types.ModuleType("program")  # not __main__, whose own examples are not asked for
+    program = types.ModuleType("program")  # not __main__, so that its main part does not run
     sys.modules["program"] = program
     with os.fdopen(results, "w", encoding="utf-8") as out:
         with open("/program.py", "rb") as file:
@@ -102,7 +102,7 @@ def answer(calls: int, results: int) -> None:
 
 
 class Program:
-    """The side of the tests. last: the call that was answered last, as it is written."""
+    """The program as the tests see it. last: the last answered call, as text."""
 
     def __init__(self, calls: int, results: int) -> None:
         self._out = os.fdopen(calls, "w", encoding="utf-8")
@@ -110,7 +110,7 @@ class Program:
         self.last = ""
 
     def reply(self, name: str = "object") -> Any:
-        """The program's next answer; an object in it is called `name`."""
+        """The program's next result; an object in it is shown as `name`."""
         line = self._in.readline(_LONGEST_LINE)
         if not line.endswith("\n"):
             raise EOFError(
@@ -126,9 +126,10 @@ class Program:
     def ask(
         self, of: int | None, name: str | None, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        """An attribute of an object, or of the program; without a name what calling it gives.
+        """An attribute of an object, or of the program; without a name, the result of calling it.
 
-        What ends loops is an error, or `all(map(…))` would take it for the end of what it checks.
+        StopIteration becomes a RuntimeError, or `all(map(…))` would take it for the end of its
+        input.
         """
         try:
             return self.step(of, name, arguments, keywords)
@@ -136,7 +137,7 @@ class Program:
             raise RuntimeError("StopIteration") from None
 
     def step(self, of: int | None, name: str | None, arguments: Any, keywords: Any) -> Any:
-        """As `ask`; StopIteration where the program raises that."""
+        """As `ask`; StopIteration where the program raises it."""
         request = {
             "of": of,
             "name": name,
@@ -152,7 +153,7 @@ class Program:
 
 
 class Remote:
-    """An object of the program: a function, a class, an instance. Only data comes from it."""
+    """A function, class or instance of the program. Its results are data or such objects."""
 
     def __init__(self, program: Program, number: int, name: str) -> None:
         self._program, self._number, self._name = program, number, name
@@ -199,25 +200,25 @@ class Remote:
 
 
 def _number(value: Any) -> int:
-    """Of an object of the program; the tests' own have none."""
+    """The number of a program's object; TypeError for the tests' own objects."""
     if isinstance(value, Remote):
         return value._number
     raise TypeError(f"a {type(value).__name__} cannot be given to a program; valid: data")
 
 
 def _error(name: str, message: str) -> Exception:
-    """The error of that name; another one where Python has none, or it would go unnoticed."""
+    """The exception of that name; another one if Python has none, or it would go unnoticed."""
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception) and kind not in _NEVER_RAISED:
         try:
             return kind(message)
-        except TypeError:  # it is made from more than a message
+        except TypeError:  # it needs more than a message
             pass
     return RuntimeError(f"{name}: {message}")
 
 
 def ask(calls: int, results: int) -> None:
-    """Run the tests of standard input; the last line is what came of them, with its token."""
+    """Run the tests of standard input; the last line printed is the result, with the token."""
     told = json.loads(sys.stdin.read())
     program = Program(calls, results)
     number, is_ready, reason = 0, False, ""
@@ -228,7 +229,7 @@ def ask(calls: int, results: int) -> None:
             try:
                 namespace[name] = program.ask(None, name)
             except AttributeError:
-                continue  # the test that uses it says so
+                continue  # the test that uses it reports it
         for number, text in enumerate(told["tests"], 1):
             exec(compile(text, f"test {number}", "exec"), namespace)
     except Exception as error:

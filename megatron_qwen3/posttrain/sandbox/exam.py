@@ -1,12 +1,12 @@
-"""Tests of a program's functions, such as `assert add(1, 2) == 3`, judged out of its reach.
+"""Judges tests of a program's functions, such as `assert add(1, 2) == 3`, out of its reach.
 
     report = examine(sandbox, program, ["assert add(1, 2) == 3"])
     report.reason    # "": all passed; else the first that did not, and why
 
-The program runs in one sandbox, the tests in another. There each name of the program that the tests
-use stands for it: calling it sends the arguments over, and brings back data. So a program never
-sees what is expected, nor the tests, their comparisons and their end; a token that it does not know
-marks that. Arguments go over as copies: a test of what a function did to its argument fails.
+The program runs in one sandbox, the tests in another. In the tests the program's names are remote
+objects: a call sends copies of the arguments, and returns data. So a program never sees expected
+values, tests, their comparisons or their result, which carries a token unknown to it. As arguments
+are copies, a test of a function's effect on its argument fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CALLS = Path(__file__).with_name("calls.py")
 
 @dataclass(frozen=True)
 class ExamReport:
-    """reason: why a program did not pass; "" where it did. failure: why nobody can say, or ""."""
+    """reason: why the program failed; "" where it passed. failure: why that is unknown, or ""."""
 
     reason: str = ""
     failure: str = ""
@@ -39,8 +39,8 @@ class ExamReport:
 def examine(
     sandbox: Sandbox, program: str, tests: Sequence[str], limits: ProgramLimits | None = None
 ) -> ExamReport:
-    """What came of the tests, which run one after another in one namespace, up to the first that
-    fails. limits: of all tests together. SyntaxError where they are no Python."""
+    """The report on tests, which run one after another in one namespace up to the first failure.
+    limits: of all tests together. SyntaxError where they are not valid Python."""
     limits = limits or sandbox.limits
     token = secrets.token_hex(16)
     told = {"tests": list(tests), "names": names(tests), "token": token}
@@ -64,7 +64,7 @@ def examine(
 
 
 def names(tests: Sequence[str]) -> list[str]:
-    """What the tests use, and neither they nor Python define. SyntaxError where they are none."""
+    """Names that tests use but neither they nor Python define. SyntaxError: no valid Python."""
     used: set[str] = set()
     defined: set[str] = set(vars(builtins))
     for text in tests:
@@ -98,7 +98,7 @@ def _report(
         return ExamReport(reached, "" if reached else f"the tests ended early: {last}")
     if not report["reason"]:
         return ExamReport()
-    if of_program.failure:  # what it would have answered is not known
+    if of_program.failure:  # its results are unknown
         return ExamReport(failure=of_program.failure)
     if not report["test"]:
         return ExamReport(reached or f"the program fails: {report['reason']}"[:300])
@@ -109,13 +109,13 @@ def _report(
 
 
 def _last_line(output: str, token: str) -> dict[str, Any]:
-    """What the side of the tests says at its end; nothing where it did not come to it."""
+    """The report that the side of the tests printed last; {} where it printed none."""
     last = output.rstrip("\n").rpartition("\n")[2]
     return dict(json.loads(last)) if last.startswith(json.dumps({"token": token})[:-1]) else {}
 
 
 def reason_of(outcome: ProgramOutcome, limits: ProgramLimits) -> str:
-    """Which limit ended a program; "" where none did."""
+    """The limit that ended a program, in words; "" where none did."""
     return {
         "": "",
         CLOSED: "",

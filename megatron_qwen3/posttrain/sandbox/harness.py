@@ -1,6 +1,6 @@
-"""The Python source that begins a sandbox: it says that all walls stand, and runs the program.
+"""Python source that starts within a sandbox: reports that all walls stand, and runs the program.
 
-The first argument is a descriptor: one byte to it tells that what follows is the program's doing.
+The first argument is a descriptor: a byte to it means that from here on the program acts.
 """
 
 _BEGIN = """\
@@ -14,7 +14,7 @@ def _begin():
 _begin()
 del _begin
 """
-# A program as `python program.py` runs it; `exit` and `quit`, which site would bring, work.
+# Runs a program as `python program.py` does, with `exit` and `quit`, which site would define.
 RUN = f"""\
 {_BEGIN}
 __file__ = "/program.py"
@@ -23,5 +23,5 @@ exec(compile(open(__file__, "rb").read(), __file__, "exec"))
 
 
 def beside_the_program(source: str) -> str:
-    """Begins `source`, which does with the program what it likes."""
+    """`source` after the start of the sandbox; it may run the program as it likes."""
     return _BEGIN + source

@@ -1,7 +1,7 @@
-"""How a program is started within its walls: `Launcher.found()`, or a ConfigError with the way out.
+"""Builds the command that starts a program within the walls: `Launcher.found()`.
 
-The command is bubblewrap's, as README.md explains it, with prlimit and a Python inside. As root it
-drops to nobody first, since the kernel does not count root's processes.
+The command is bubblewrap's, as README.md explains, with prlimit and a Python inside. As root it
+first drops to nobody, since the kernel does not limit root's processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.sandbox import seccomp
 from megatron_qwen3.posttrain.sandbox.limits import ProgramLimits
 
-PROGRAM = "/program.py"  # where a program lies within its sandbox
+PROGRAM = "/program.py"  # path of a program within its sandbox
 _NOBODY = 65534
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # into /usr, or folders of the root
 _OTHER_WAY = "leave code and the python tool out where that cannot be"
@@ -27,7 +27,7 @@ _OTHER_WAY = "leave code and the python tool out where that cannot be"
 @dataclass(frozen=True)
 class Launcher:
     """bwrap, shell, prlimit and python: files. prefix: of a python outside of /usr, else "".
-    drop: what comes before bwrap where we are root. filter: of system calls."""
+    drop: words before bwrap that give up root. filter: of system calls."""
 
     bwrap: str
     shell: str
@@ -39,7 +39,7 @@ class Launcher:
 
     @classmethod
     def found(cls) -> Launcher:
-        """What this machine has of them; ConfigError, in one line, where one is missing."""
+        """The launcher of this machine; ConfigError, in one line, where a tool is missing."""
         drop: tuple[str, ...] = ()
         if os.geteuid() == 0:
             nobody = (f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
@@ -57,9 +57,9 @@ class Launcher:
         harness: str,
         arguments: Sequence[str],
     ) -> list[str]:
-        """The words that run `harness`, Python source, with arguments.
+        """The command that runs `harness`, Python source, with arguments.
 
-        program, filter: descriptors that the program and the seccomp filter are read from.
+        program, filter: descriptors from which the program and the seccomp filter are read.
         """
         disk, shared = str(limits.disk_bytes), str(max(limits.disk_bytes // 4, 1 << 16))
         walls = [self.bwrap, "--unshare-all", "--unshare-user", "--disable-userns"]
@@ -76,8 +76,8 @@ class Launcher:
         return [*self.drop, *walls, *self._first(), self.prlimit, *_limits(limits), *python]
 
     def _first(self) -> list[str]:
-        """The first process within, which waits for the program: bwrap waits for that, and so for
-        the end of all others. bwrap's own tells it the program's status and ends later."""
+        """The first process within. It waits for the program; bwrap waits for it, and so for the
+        end of all others. bwrap's own first process would report the status and end later."""
         return [self.shell, "-c", 'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?', "sh"]
 
     def _interpreter(self) -> list[str]:
@@ -90,13 +90,13 @@ _ENVIRONMENT = {
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONUTF8": "1",
-    "PYTHONHASHSEED": "0",  # the same program does the same again; -I would not read it
+    "PYTHONHASHSEED": "0",  # makes runs repeatable; -I would ignore it
     "PYTHONSAFEPATH": "1",
 }
 
 
 def _limits(limits: ProgramLimits) -> list[str]:
-    """Set within, where processes are counted for this sandbox alone."""
+    """prlimit's words; set within, where only this sandbox's processes are counted."""
     return [
         f"--nproc={limits.processes}",
         f"--as={limits.memory_bytes}",
@@ -110,7 +110,7 @@ def _limits(limits: ProgramLimits) -> list[str]:
 
 
 def _links() -> list[str]:
-    """/bin, /lib and so on as this machine has them: links into /usr, or folders to read."""
+    """/bin, /lib and so on as on this machine: links into /usr, or read-only folders."""
     words: list[str] = []
     for name in _LINKS:
         path = Path("/", name)
@@ -118,7 +118,7 @@ def _links() -> list[str]:
             words += ["--symlink", os.readlink(path).removeprefix("/"), f"/{name}"]
         elif path.is_dir():
             words += ["--ro-bind", f"/{name}", f"/{name}"]
-    cache = "/etc/ld.so.cache"  # where libraries lie, and no more of /etc
+    cache = "/etc/ld.so.cache"  # paths of libraries; nothing else of /etc
     return [*words, "--ro-bind-try", cache, cache]
 
 
@@ -135,8 +135,8 @@ def _tool(name: str, package: str) -> str:
 def _python(start: Sequence[str]) -> tuple[str, str]:
     """(file, prefix to bind) of the first interpreter that the sandbox's user can read.
 
-    start: the words that start a command as that user. Of them the last program has no privileges
-    left to start it by; setpriv itself has.
+    start: the words that start a command as that user. The program that they run last has lost the
+    privileges to start Python; setpriv itself still has them.
     """
     own = os.path.realpath(sys.executable)
     prefix = os.path.realpath(sys.base_prefix)

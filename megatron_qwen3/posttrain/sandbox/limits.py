@@ -1,4 +1,4 @@
-"""How much a program may take of the machine, and what came of it."""
+"""Limits of a program in the sandbox, and the outcome of running it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from megatron_qwen3.config import ConfigError
 
 TIME, CPU, MEMORY, OUTPUT = "time", "cpu", "memory", "output"
-CLOSED = "closed"  # nobody waited for it any more
+CLOSED = "closed"  # the sandbox was closed
 
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """seconds: of wall-clock time, once the program has begun; cpu_seconds: of each process, the
-    start of about 0.02 s included. memory_bytes: address space of each process, and resident memory
-    of all together. processes: with threads. disk_bytes: of /tmp; a quarter of it besides of
-    /dev/shm. output_bytes: of standard output, and as many of standard error."""
+    """seconds: wall-clock time from the program's start; cpu_seconds: of each process, including
+    its start of about 0.02 s. memory_bytes: address space of each process, and resident memory of
+    all together. processes: with threads. disk_bytes: of /tmp, and a quarter as much of /dev/shm.
+    output_bytes: of standard output, and as many of standard error."""
 
     seconds: float = 10.0
     cpu_seconds: int = 10
@@ -33,13 +33,13 @@ class ProgramLimits:
 
 @dataclass(frozen=True)
 class ProgramOutcome:
-    """What came of a program.
+    """The outcome of a program.
 
-    status: as shells count it, 0 for success and 128 + n where signal n ended it; None where a
-    limit or a failure did. killed_by: the limit, of "time", "cpu", "memory" and "output", or
-    "closed" where the sandbox was closed meanwhile; else "".
-    failure: why the sandbox did not run it, which is no fault of the program; else "".
-    Standard output and error are cut at their limit, and are UTF-8; other bytes become U+FFFD.
+    status: as shells count it, 0 for success and 128 + n after signal n; None where a limit or a
+    failure ended it. killed_by: the limit, of "time", "cpu", "memory" and "output", or "closed"
+    where the sandbox was closed meanwhile; else "".
+    failure: why the sandbox did not run it, which is not the program's fault; else "".
+    Standard output and error are cut at their limit and are UTF-8; other bytes become U+FFFD.
     """
 
     status: int | None

@@ -1,4 +1,4 @@
-"""`Sandbox`: many programs at once, each in a sandbox of its own; results are remembered.
+"""`Sandbox`: runs many programs at once, each in its own sandbox, and caches outcomes.
 
 with Sandbox(ProgramLimits(), workers=4) as sandbox:
     outcomes = sandbox.run_all([("print(1)", ""), ("print(input())", "2")])
@@ -21,13 +21,13 @@ from megatron_qwen3.posttrain.sandbox.launch import Launcher
 from megatron_qwen3.posttrain.sandbox.limits import CLOSED, TIME, ProgramLimits, ProgramOutcome
 from megatron_qwen3.posttrain.sandbox.process import SandboxedProgram
 
-_CACHED_BYTES = 64 << 20  # of programs and what they wrote
+_CACHED_BYTES = 64 << 20  # of programs and their output
 
 
 class Sandbox:
-    """Runs programs; entering it refuses, with a ConfigError, where a wall does not hold.
+    """Runs programs; entering it raises ConfigError where a wall does not hold.
 
-    workers: programs that run at once, from whatever threads they are asked for.
+    workers: programs that run at once, counted over all calling threads.
     """
 
     def __init__(self, limits: ProgramLimits | None = None, workers: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Sandbox:
     def run(
         self, program: str, stdin: str = "", limits: ProgramLimits | None = None
     ) -> ProgramOutcome:
-        """What came of a Python program. The same one on the same input is run once."""
+        """The outcome of a Python program; the same program and input run only once."""
         limits = limits or self.limits
         words = repr((program, stdin, limits)).encode("utf-8", "replace")
         key = hashlib.sha256(words).digest()
@@ -67,22 +67,22 @@ class Sandbox:
             with self._free:
                 job = SandboxedProgram(program, stdin.encode("utf-8", "replace"))
                 found = self._run(job, limits, self._closing)
-            # What else ended it depends on the machine's load, too.
+            # Time-outs depend on the machine's load and are not cached.
             if not found.failure and found.killed_by not in (TIME, CLOSED):
                 self._cache.put(key, found)
         return found
 
     def run_all(self, jobs: Sequence[tuple[str, str]]) -> list[ProgramOutcome]:
-        """The outcomes of (program, stdin), in their order."""
+        """The outcomes of (program, stdin) pairs, in order."""
         return list(self._threads.map(lambda job: self.run(*job), jobs))
 
     def run_pair(
         self, first: SandboxedProgram, second: SandboxedProgram, limits: ProgramLimits
     ) -> tuple[ProgramOutcome, ProgramOutcome]:
-        """Two programs at once, which talk through descriptors; the first ends the second."""
+        """Run two programs that talk through descriptors; the end of the first ends the second."""
         is_over = threading.Event()
         seconds: list[ProgramOutcome] = []
-        # A program dies with the thread that started it: each thread waits for its own.
+        # A program dies with the thread that started it, so each has a thread that waits for it.
         thread = threading.Thread(target=lambda: seconds.append(self._run(second, limits, is_over)))
         with self._free:
             thread.start()
@@ -103,7 +103,7 @@ class Sandbox:
 
 
 class _Cache:
-    """The outcomes that were used last, up to a number of bytes."""
+    """The most recently used outcomes, up to a number of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0

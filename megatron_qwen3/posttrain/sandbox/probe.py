@@ -1,4 +1,4 @@
-"""Whether the walls hold on this machine: a program tries them, and what gets through is told.
+"""Tests whether the walls hold on this machine: a program tries to get through each.
 
 check(launcher, limits)    # ConfigError that names each wall that does not hold
 """
@@ -23,7 +23,7 @@ from megatron_qwen3.posttrain.sandbox.limits import ProgramLimits, ProgramOutcom
 from megatron_qwen3.posttrain.sandbox.process import SandboxedProgram
 
 _TRIES = Path(__file__).with_name("tries.py")
-_SECONDS = 60.0  # on a machine that is busy
+_SECONDS = 60.0  # enough on a busy machine
 _WAY_OUT = (
     "it needs bubblewrap 0.8 and user namespaces (`unshare -Ur true` tells; a container's own "
     "walls may forbid them: --security-opt seccomp=unconfined); else leave code and the python "
@@ -32,7 +32,7 @@ _WAY_OUT = (
 
 
 def check(launcher: Launcher, limits: ProgramLimits) -> None:
-    """ConfigError, in one line, where no program starts, or one gets through a wall."""
+    """ConfigError, in one line, where no program starts, or the test gets through a wall."""
     with _bait(launcher, limits) as told:
         job = SandboxedProgram(_TRIES.read_text(encoding="utf-8"), json.dumps(told).encode())
         longer = replace(limits, seconds=_SECONDS, cpu_seconds=int(_SECONDS), output_bytes=1 << 16)
@@ -52,7 +52,7 @@ def _reason(outcome: ProgramOutcome) -> str:
 
 @contextlib.contextmanager
 def _bait(launcher: Launcher, limits: ProgramLimits) -> Iterator[dict[str, Any]]:
-    """What a program without walls would reach."""
+    """Targets that a program without walls would reach."""
     name, home = f"mq3-{uuid.uuid4().hex}", os.path.expanduser("~")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -76,11 +76,11 @@ def _bait(launcher: Launcher, limits: ProgramLimits) -> Iterator[dict[str, Any]]
 
 
 def variable() -> str:
-    """One of our environment that is no program's."""
+    """Name of a variable of our environment that programs must not see."""
     return min(set(os.environ) - {"PATH", "HOME", "LANG", "PWD"}, default="USER")
 
 
 def _on_the_way(prefix: str, home: str) -> list[str]:
-    """The one name of HOME that leads to the interpreter, where it lies there."""
+    """The one entry of HOME that leads to the interpreter, if it lies there."""
     path = Path(prefix or "/")
     return [path.relative_to(home).parts[0]] if path.is_relative_to(home) and prefix else []

@@ -1,9 +1,9 @@
-"""One program from its start to its end: what it writes is read, and its limits are watched.
+"""Runs one program from start to end: reads its output and watches its limits.
 
     outcome = run(launcher, limits, SandboxedProgram(program, b"stdin"))
 
-Killing the first process of a namespace of process numbers kills all in it, however they hide. All
-else that ends it comes from the kernel: it dies with the thread that called `run`, also by kill -9.
+Killing the first process of a PID namespace kills all processes in it, however they hide. The
+kernel does the rest: the program dies with the thread that called `run`, also after kill -9.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from megatron_qwen3.posttrain.sandbox.limits import (
 )
 
 _WATCH_SECONDS = 0.05  # between two looks at memory
-_START_SECONDS = 60.0  # that the walls may take, on a machine that is busy
-_END_SECONDS = 5.0  # that the kernel may take to end what was killed
-_INODE_BYTES = 1200  # of a file of tmpfs and its name
+_START_SECONDS = 60.0  # for the walls, on a busy machine
+_END_SECONDS = 5.0  # for the kernel to end a killed process
+_INODE_BYTES = 1200  # of a tmpfs file and its name
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class SandboxedProgram:
-    """A program and what is on its standard input.
+    """A program and its standard input.
 
-    harness: what runs it. arguments: of the harness, after the descriptor by which it says that it
-    has begun. descriptors: open ones that it inherits; running the job closes them here.
+    harness: source that runs it. arguments: of the harness, after the descriptor on which it
+    reports its start. descriptors: open ones that it inherits; running the job closes them here.
     """
 
     program: str
@@ -60,7 +60,7 @@ def run(
     job: SandboxedProgram,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> ProgramOutcome:
-    """Run it to its end, or to the first limit that it reaches, or until `is_stopped`."""
+    """Run a job to its end, to the first limit that it reaches, or until `is_stopped`."""
     started = time.monotonic()
     try:
         with _started(launcher, limits, job) as (process, begun):
@@ -69,13 +69,14 @@ def run(
                 watched.read(job.stdin)
             finally:
                 watched.end()
-    except OSError as error:  # no process, no descriptor left
+    except OSError as error:  # no process or descriptor left
         return _failed(str(error), time.monotonic() - started)
     return watched.outcome(time.monotonic() - started)
 
 
 def pipe() -> tuple[int, int]:
-    """(end to read, end to write) that a job can inherit: the shell within uses numbers below."""
+    """(end to read, end to write) that a job can inherit: above the numbers that the shell within
+    uses."""
     ends = os.pipe2(os.O_CLOEXEC)
     try:
         read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
@@ -89,7 +90,7 @@ def pipe() -> tuple[int, int]:
 def _started(
     launcher: Launcher, limits: ProgramLimits, job: SandboxedProgram
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The process, and the end of a pipe that has a byte once the harness has begun."""
+    """The process, and the read end of a pipe that gets a byte once the harness has begun."""
     with contextlib.ExitStack() as stack:
         with _given_away(job.descriptors):
             program = _memory(stack, job.program.encode("utf-8", "replace"))
@@ -118,7 +119,7 @@ def _started(
 
 
 def _end_unwatched(process: subprocess.Popen[bytes]) -> None:
-    """End a process that nobody could watch, and its program with it: it dies with its parent."""
+    """End a process that could not be watched; its program dies with its parent."""
     if process.returncode is None:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -127,7 +128,7 @@ def _end_unwatched(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _given_away(descriptors: Sequence[int]) -> Iterator[None]:
-    """Close ours once the process has them, or who reads the other end would never see one."""
+    """Close our copies once the process has them, so that readers of the other end see its end."""
     try:
         yield
     finally:
@@ -136,7 +137,7 @@ def _given_away(descriptors: Sequence[int]) -> Iterator[None]:
 
 
 def _memory(stack: contextlib.ExitStack, content: bytes) -> int:
-    """A descriptor to read the content from."""
+    """A descriptor from which the content can be read."""
     descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
     stack.callback(os.close, descriptor)
     with open(descriptor, "wb", closefd=False) as file:
@@ -153,9 +154,9 @@ def _has_byte(descriptor: int) -> bool:
 
 
 class _Watched:
-    """A process that is being read and watched. killed_by: its limit, or why we ended it.
+    """A process that is read and watched. killed_by: its limit, or why we ended it.
 
-    begun: has a byte to read once the program begins; from then on its time counts.
+    begun: a descriptor that gets a byte when the program begins; from then on its time counts.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class _Watched:
         self._descriptor = os.pidfd_open(process.pid)
 
     def read(self, stdin: bytes) -> None:
-        """Until it has ended, or reached a limit."""
+        """Write its input and read its output until it ends or reaches a limit."""
         process, rest, looked = self.process, memoryview(stdin), 0.0
         end = time.monotonic() + _START_SECONDS
         assert process.stdin and process.stdout and process.stderr
@@ -203,7 +204,7 @@ class _Watched:
                 pass
 
     def end(self) -> None:
-        """Kill it, if it has not ended, with all that it started, and wait until they are gone."""
+        """Kill it and all that it started, unless it has ended, and wait until they are gone."""
         for kill in (_kill_within, _kill_group):
             if not select.select([self._descriptor], [], [], 0)[0]:
                 kill(self.process.pid)
@@ -235,7 +236,7 @@ class _Watched:
         return CPU if by_kernel and self.cpu_seconds > 0.9 * self.limits.cpu_seconds else ""
 
     def _take(self, name: str, descriptor: int) -> bool:
-        """Read what is there; False where there is nothing, and may never be."""
+        """Read available output; False at its end, or where none is available yet."""
         try:
             more = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -257,7 +258,7 @@ class _Watched:
 
 
 def _written(pipe: IO[bytes], rest: memoryview) -> memoryview:
-    """What is still to be written; nothing where nobody reads."""
+    """The part still to be written; empty where the reader is gone."""
     try:
         return rest[os.write(pipe.fileno(), rest) :] if rest else rest
     except BlockingIOError:
@@ -276,7 +277,7 @@ def _failed(reason: str, seconds: float) -> ProgramOutcome:
 
 
 def _kill_within(pid: int) -> None:
-    """The first process of its namespace; before there is one, bwrap itself."""
+    """Kill the first process of its namespace, or bwrap itself before there is one."""
     children = _children(pid)
     for child in children or [pid]:
         with contextlib.suppress(ProcessLookupError):
@@ -297,7 +298,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Of a process and its descendants, without what they share with files."""
+    """Of a process and its descendants, without pages shared with files."""
     total = 0
     with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
         _, resident, shared, *_ = map(int, file.read().split())
@@ -306,7 +307,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _inode_bytes(pid: int) -> int:
-    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count."""
+    """Kernel memory for files, even empty ones, which the size of /tmp does not count."""
     paths = [
         (f"/proc/{child}/root{folder}", folder)
         for child in _children(pid)[:1]
@@ -316,9 +317,9 @@ def _inode_bytes(pid: int) -> int:
 
 
 def _files_within(within: str, folder: str) -> int:
-    """Files of the file system there; none where it is still, or again, the machine's own `folder`,
-    whose files are no memory of this program. Both are asked of one descriptor: meanwhile the walls
-    are put up, and a path may lead elsewhere from one moment to the next."""
+    """Number of files of the file system there; 0 where it is the machine's own `folder`, whose
+    files take no memory of this program. Both are read from one descriptor: while the walls are put
+    up, a path may lead elsewhere from one moment to the next."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
         descriptor = os.open(within, os.O_PATH | os.O_DIRECTORY)
         stack.callback(os.close, descriptor)

@@ -1,12 +1,12 @@
-"""System calls that no namespace keeps a program from, refused by the kernel: `program()`.
+"""A seccomp filter that refuses system calls which no namespace contains: `program()`.
 
 A seccomp filter in the form that `bwrap --seccomp` reads: an array of `struct sock_filter`, see
 linux/filter.h and linux/seccomp.h. It refuses, with EPERM,
 
 - memory that no limit counts: System V shared memory and messages, memfd, kernel keys, io_uring;
-- sockets but those of AF_UNIX: AF_VSOCK reaches the machine's host from any network namespace, and
+- sockets except AF_UNIX: AF_VSOCK reaches the machine's host from any network namespace, and
   buffers of the others are memory of the kernel;
-- looking into other processes (ptrace, process_vm_*), and whatever only an administrator needs.
+- looking into other processes (ptrace, process_vm_*), and calls that only an administrator needs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _AF_UNIX = 1
 _LOAD_WORD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # bytes into struct seccomp_data
-_X32 = 0x40000000  # numbers of another ABI of x86-64, which would go round the list
+_X32 = 0x40000000  # numbers of another ABI of x86-64, which would bypass the list
 
 _AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# Of both architectures, in the order of the names; below them those with one number everywhere.
+# By name, the numbers of both architectures; below, calls with the same number everywhere.
 _REFUSED = {
     "add_key": (248, 217),
     "bpf": (321, 280),
@@ -74,7 +74,7 @@ _SOCKET = (41, 198)
 
 
 def program() -> bytes:
-    """The filter of this machine's architecture; ConfigError where its numbers are not known."""
+    """The filter of this machine's architecture; ConfigError where its numbers are unknown."""
     machine = platform.machine()
     if machine not in _AUDIT_ARCHITECTURE:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Tries the walls of a sandbox from within; probe.py runs it there, and nothing imports it.
+"""Tries the walls of a sandbox from within; probe.py runs it there, and no module imports it.
 
-Standard input is a JSON object; standard output becomes a list of what got through.
+Standard input is a JSON object; standard output gets a list of the walls that did not hold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _needs(is_through: bool) -> None:
 
 
 def _fill(folder: str, most: int) -> None:
-    """Write files until more than `most` bytes are there."""
+    """Write files until they have more than `most` bytes."""
     written = 0
     paths = [f"{folder}/{k}" for k in range(4)]
     for path in paths:
@@ -37,7 +37,7 @@ def _fill(folder: str, most: int) -> None:
                 while written <= most:
                     written += file.write(bytes(1 << 18))
         except OSError:
-            continue  # a limit of files, not yet of the disk
+            continue  # a limit on files, not yet on the disk
     for path in paths:
         os.unlink(path)
     _needs(written > most)
@@ -76,7 +76,7 @@ def _read(path: str) -> None:
 
 
 def _tries(told: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """What is tried: each raises where it is kept out."""
+    """The tries, by name: each raises where the wall holds."""
     library = ctypes.CDLL(None)
     network = (socket.AF_INET, socket.SOCK_STREAM)
     return {

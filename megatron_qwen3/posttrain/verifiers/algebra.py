@@ -1,10 +1,10 @@
-"""Whether two formulas are equal, by math-verify and sympy.
+"""Decides whether two formulas are equal, by math-verify and sympy.
 
     is_same("(x-1)(x+1)", "x^2-1")     # True
 
-Both may hang, as on 9^{9^{9}}: to be called in a process that can be killed. Its own time-outs are
-off, for they use signals, which work in no thread and do not interrupt C code. Decimals are made
-exact before anything is compared, where math-verify would round to six places.
+Both may hang, as on 9^{9^{9}}: call this in a process that can be killed. Their own time-outs are
+off, as they use signals, which work in no other thread and do not interrupt C code. Decimals become
+exact before a comparison, where math-verify would round to six places.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def check_installed() -> None:
 
 @cache
 def load() -> Any:
-    """The library, which takes a second to import."""
+    """Import math-verify, which takes a second."""
     import math_verify
 
     for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # that it runs without a limit of time
+        logging.getLogger(name).setLevel(logging.ERROR)  # it warns that no time-out is set
     return math_verify
 
 
@@ -53,7 +53,7 @@ def is_same(gold: str, given: str) -> bool:
 
 
 def is_readable(text: str) -> bool:
-    """Whether it is a formula that sympy knows."""
+    """Whether sympy can read it as a formula."""
     return bool(_formula(text))
 
 
@@ -64,7 +64,7 @@ def _is_equal(gold: list[Any], given: list[Any]) -> bool:
 
 
 def _formula(text: str) -> list[Any]:
-    """What math-verify reads in a formula of LaTeX; [] where it reads nothing."""
+    """math-verify's reading of a LaTeX formula; [] where it cannot read it."""
     text = _E_NOTATION.sub(r"\1 \\times 10^{\2}", final.joined_digits(text))
     text = _REPEATING.sub(_fraction, text)
     if ANGLE_OF.search(text):
@@ -81,7 +81,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _exact(formula: Any) -> Any:
-    """The same with fractions in the place of decimals, and `i`, if free, as the imaginary unit."""
+    """The formula with fractions in place of decimals, and a free `i` as the imaginary unit."""
     from sympy import Float, I, Rational
 
     try:

@@ -1,11 +1,11 @@
-"""Multiple choice: which letter an answer settles on.
+"""Multiple choice: finds the letter that an answer settles on.
 
     chosen_letter("At first A seems right, but the answer is (B).", "ABCD")     # "B"
     chosen_letter("The answer is A or B.", "ABCD")                              # None
 
-The last box counts; without one the last claim, as "the answer is B" or "B is correct"; without one
-the only letter that stands by itself. Several letters at once are no answer, a letter that is
-denied is none, and `I` and `A` within a sentence are words.
+The last box counts; without one the last claim, such as "the answer is B" or "B is correct";
+without a claim the only letter that stands alone. Several letters at once are no answer, a denied
+letter does not count, and `I` and `A` within a sentence are words.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _ANCHOR = (
     r"\b(?:answer|(?:correct|right|best|final)\s+(?:option|choice|letter)|choose|pick|select"
     r"|go(?:ing)?\s+with)\b"
 )
-_FILLERS = (  # words between `answer` and its letter that say nothing about another thing
+_FILLERS = (  # words that may stand between `answer` and its letter
     "it is it's is be would should must that the i think i'd i'm i believe go going with option "
     "choice letter answer correct best right one clearly therefore thus so actually definitely "
     "probably likely most indeed simply just now either both not neither never"
 ).replace(" ", "|")
-_AFTER_A_WORD = (  # what follows a letter, where `A` is one and no article
+_AFTER_A_WORD = (  # words after a letter, by which `A` is a letter and not an article
     "is because since as and or but with for which so given in not by due over rather nor too was"
 ).replace(" ", "|")
 _VERBS = r"(?:is|was|are|seems|looks|would|cannot|can|can't|does|doesn't|isn't|has|fails|must)"
 
-# How an answer is claimed in Chinese and Japanese, in the words by which claims are found.
+# Claims in Chinese and Japanese, put into the English words by which claims are found.
 _BE = "(?:应该|应当|应|就)?(?:是|为|為|选|選|は)"
 _SAID_SO = (
     (
@@ -54,7 +54,7 @@ _SAID_SO = (
 
 @dataclass(frozen=True)
 class _Claim:
-    """letter: None where several are named at once; denied: that it is not the answer."""
+    """letter: None where several are named at once; denied: the text says that it is wrong."""
 
     place: int
     letter: str | None
@@ -82,7 +82,7 @@ def chosen_letter(answer: str, letters: str) -> str | None:
 
 
 def _in_english(answer: str) -> str:
-    """The same claims in English, where words of other writings make them; letters stand apart."""
+    """The text with claims of other scripts put into English, and letters set apart."""
     if not re.search(notation.FOREIGN, answer):
         return notation.narrow(answer)
     for pattern, english in _SAID_SO:
@@ -91,7 +91,7 @@ def _in_english(answer: str) -> str:
 
 
 def _boxed(answer: str, letters: str) -> str | None:
-    """The letter that the last box begins with, if it names one, and no box is joined to it."""
+    """The letter at the start of the last box, if it names one and no other box is joined to it."""
     spans = final.box_spans(answer)
     found = _first(spans[-1][2], letters)
     if len(spans) > 1 and _BOX_JOINT.fullmatch(answer[spans[-2][1] : spans[-1][0]]):
@@ -114,7 +114,7 @@ def _first(inside: str, letters: str) -> str | None:
 
 @cache
 def _letter(letters: str) -> str:
-    """A pattern of one letter that stands for a choice, and is no article and no pronoun."""
+    """A pattern of one letter that stands for a choice, not an article or pronoun."""
     one = f"[{re.escape(letters)}]"
     article = rf"(?<=[AI])\s+(?!(?:{_AFTER_A_WORD})\b)[a-z]"
     return rf"(?:{one})(?=[\s*_)\]\"'`$.,:;!/&–—]|$)(?!['’][A-Za-z])(?!{article})"
@@ -160,7 +160,7 @@ def _claims(answer: str, letters: str) -> list[_Claim]:
 
 
 def _claimed(answer: str, match: re.Match[str], letters: str) -> list[_Claim]:
-    """What `the answer is …` claims: a letter, several, or that it is not this letter."""
+    """The claims of `the answer is …`: a letter, several, or that a letter is wrong."""
     letter, end = match.group("letter").upper(), match.end("letter")
     letter = letter if letter in letters else match.group("letter")
     rest = answer[end : end + 80]
@@ -184,7 +184,7 @@ def _claimed(answer: str, match: re.Match[str], letters: str) -> list[_Claim]:
 
 
 def _alone(answer: str, letters: str) -> set[str]:
-    """The letters that stand by themselves, as `(B)`, `**B**`, `B.`, and those joined to them."""
+    """The letters that stand alone, such as `(B)`, `**B**`, `B.`, and those joined to them."""
     one, letter = f"[{re.escape(letters)}]", _letter(letters)
     found = set(re.findall(rf"(?<![\w'])\(?\**({one})(?:\**[).:]|\**$|\**\n)", answer))
     found |= set(re.findall(rf"\*\*\(?({one})\)?\*\*", answer))

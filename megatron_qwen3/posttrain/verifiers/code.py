@@ -1,10 +1,10 @@
-"""Verifier of programs: the last block of code of an answer passes all tests of its task.
+"""Verifies programs: an answer's last block of code must pass all tests of its task.
 
     code(answer, tests=[{"input": "1 2\\n", "output": "3\\n"}])    # a program of standard input
     code(answer, tests=["assert add(1, 2) == 3"])                  # functions
 
-Programs run in the sandbox and nowhere else. What they write is compared here, and assertions are
-judged in a sandbox of their own (sandbox/exam.py): a program never sees what is expected of it.
+Programs run only in the sandbox. Their output is compared here, and assertions are judged in a
+sandbox of their own (sandbox/exam.py): a program never sees the expected results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_qwen3.posttrain.sandbox.limits import CLOSED
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 SECONDS = 6.0
-_WALL = 3  # seconds of the clock for one of a processor: the machine has other work
+_WALL = 3  # wall-clock seconds per processor second: the machine has other work
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 _TAGS = ("python", "python3", "py", "")
 
@@ -41,8 +41,8 @@ def code(
 
     tests: {"input": text, "output": text}, one program's standard input and output, or Python with
     assertions about the program's functions. seconds: of processor time, for each input, and for
-    all assertions together. tolerance: of numbers in outputs, absolute or relative; ends of lines
-    and empty lines at the end never count.
+    all assertions together. tolerance: of numbers in outputs, absolute or relative; white space at
+    ends of lines and empty lines at the end do not count.
     """
     pairs, asserts = _sorted(tests)
     limits = _limits(seconds)
@@ -62,12 +62,12 @@ def code(
 
 
 def load() -> None:
-    """Try the sandbox once; CannotJudge where there is none."""
+    """Start the sandbox once; CannotJudge where it does not work."""
     _ready()
 
 
 def most_seconds(tests: Sequence[Test], seconds: float) -> float:
-    """How long all tests of an answer may take."""
+    """The time limit of all tests of an answer together."""
     runs = sum(not isinstance(test, str) for test in tests)
     return (runs + any(isinstance(test, str) for test in tests)) * _limits(seconds).seconds
 
@@ -75,7 +75,7 @@ def most_seconds(tests: Sequence[Test], seconds: float) -> float:
 def block(answer: str) -> tuple[str, str]:
     """(the last block of code in Markdown's fences, ""), or ("", why there is none).
 
-    Blocks of another language do not count, nor those without one where some are said to be Python.
+    Blocks of another language do not count, nor unlabelled ones where some are labelled Python.
     """
     blocks: list[tuple[str, str]] = []
     fence: re.Match[str] | None = None
@@ -99,7 +99,7 @@ def block(answer: str) -> tuple[str, str]:
 
 
 def _sorted(tests: Sequence[Test]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(input, output) of programs, and assertions; CannotJudge where there are none to fail."""
+    """(input, output) pairs, and assertions; CannotJudge where no program could fail them."""
     asserts = [test for test in tests if isinstance(test, str)]
     pairs = []
     for test in tests:
@@ -129,7 +129,7 @@ def _limits(seconds: float) -> ProgramLimits:
 def _fault(
     sandbox: Sandbox, limits: ProgramLimits, program: str, given: str, wanted: str, tolerance: float
 ) -> str:
-    """Why the program does not write what is wanted; "" where it does."""
+    """How the program's output differs from the expected one; "" where it does not."""
     outcome = sandbox.run(program, given, limits)
     if outcome.failure or outcome.killed_by == CLOSED:
         raise CannotJudge(f"sandbox: {outcome.failure or CLOSED}")
@@ -152,7 +152,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _is_near(one: str, other: str, tolerance: float) -> bool:
-    """Whether two lines are the same words, but for numbers that differ by little."""
+    """Whether two lines have the same words, and numbers within the tolerance."""
     if not tolerance or len(one.split()) != len(other.split()):
         return False
     pairs = zip(one.split(), other.split(), strict=True)
@@ -175,7 +175,7 @@ def _ready() -> Sandbox:
 
 @cache
 def _sandbox() -> Sandbox | ConfigError:
-    """This process's, which lives as long as it does: one program at a time, as a worker judges."""
+    """This process's sandbox, open until it ends; one program at a time, as a worker needs."""
     try:
         return Sandbox(workers=1).__enter__()
     except ConfigError as error:

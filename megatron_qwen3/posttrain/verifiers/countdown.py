@@ -1,9 +1,9 @@
-"""Countdown: reach a target with + - * / and given numbers, each used at most once.
+"""Verifies Countdown: reach a target with + - * / and given numbers, each used at most once.
 
     countdown("So: (50 - 25) * 3 = 75", numbers=[3, 7, 25, 50], target=75)     # "": right
 
-The expression is read by a parser of its own, into exact fractions; nothing is ever evaluated as
-code. At least one operation is asked for: a number alone is no way to a target.
+A parser of its own reads the expression into exact fractions; nothing is ever evaluated as code. At
+least one operation is required: the target alone is no expression.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def countdown(
     """The answer's expression uses only `numbers`, each as often as it is given, and is `target`.
 
     The expression is the last box, else the content of <answer>…</answer>, else the last line that
-    is one, by itself or after a colon; `= target` may follow, and steps on the way to it, as in
-    `(50-25)*3 = 25*3 = 75`. all_numbers: every one must be used.
+    is an expression, alone or after a colon; `= target` may follow, and intermediate steps, as in
+    `(50-25)*3 = 25*3 = 75`. all_numbers: every number must be used.
     """
     goal = final.number(str(target))
     if not numbers or goal is None:
@@ -60,7 +60,7 @@ def countdown(
 
 
 def expression_of(answer: str) -> tuple[str, list[str]] | None:
-    """The expression that the answer settles on, with plain signs, and what it is said to be."""
+    """The answer's expression in plain signs, and the values that it claims for it."""
     if final.has_open_box(answer):
         return None
     tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.S)
@@ -71,11 +71,11 @@ def expression_of(answer: str) -> tuple[str, list[str]] | None:
         return None
     found = [sides for one in _candidates(answer) if _is_expression((sides := _sides(one))[0])]
     computed = [sides for sides in found if re.search(r"\d[\s)]*[-+*/]", sides[0])]
-    return next(iter(computed or found), None)  # a result or target by itself is none
+    return next(iter(computed or found), None)  # a bare result or target does not count
 
 
 def _candidates(answer: str) -> Iterator[str]:
-    """Lines from the last to the first: whole, after their last colon, and after `is` or `use`."""
+    """Lines from the last to the first: whole, after their last colon, after `is` or `use`."""
     for line in reversed(_plain(answer).splitlines()):
         line = _bare(re.sub(r"^\s*(?:[-*+]\s+|\d+[.)]\s+)(?=\S*\d)", "", line))
         if line:
@@ -90,7 +90,7 @@ _GIVES_UP = re.compile(r"(?i)\b(?:give up|no way|not possible|impossible|no solu
 
 
 def _bare(line: str) -> str:
-    """Without marks of emphasis, of the end, and of being right."""
+    """A line without marks of emphasis, final stops and check marks."""
     return line.strip().strip("`$.*✓✔✅ ").strip()
 
 
@@ -100,7 +100,7 @@ def _is_expression(text: str) -> bool:
 
 def _plain(text: str) -> str:
     signs = {r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/"}
-    for _ in range(4):  # fractions within fractions
+    for _ in range(4):  # nested fractions
         text = _FRACTION.sub(r"((\1)/(\2))", text)
     text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", text)
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
@@ -110,8 +110,8 @@ def _plain(text: str) -> str:
 
 
 def _sides(text: str) -> tuple[str, list[str]]:
-    """`a + b = 75` is `a + b`, said to be 75; so is `75 = a + b`. Of several expressions with
-    a number behind them the first counts, and the rest is what it is said to be."""
+    """`a + b = 75` gives `a + b` with claim 75; so does `75 = a + b`. Of several expressions with a
+    number behind them the first counts, and the rest are its claims."""
     sides = [side.strip() for side in text.split("=")]
     others = [side for side in sides if not _is_number(side)]
     is_chain = len(others) == 1 or (not _is_number(sides[0]) and _is_number(sides[-1]))
@@ -129,7 +129,7 @@ def _is_number(text: str) -> bool:
 class _Reader:
     """A recursive-descent parser: sum of products of signed numbers and brackets.
 
-    `numbers`: those that were read, in order. ValueError for anything else than such a text.
+    `numbers`: those that were read, in order. ValueError for any other text.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What of a text is its answer: after the thinking, in the last box, the last number.
+"""Finds the answer in a text: after the thinking, in the last box, the last number.
 
 after_thinking("<think>…</think>\n\nIt is \\boxed{4}.")    # "It is \\boxed{4}."
 boxes("\\boxed{4} or \\boxed{\\frac{1}{2}}")               # the contents, in order
@@ -25,27 +25,27 @@ _FRACTION = re.compile(
     r"([+-]?)\s*\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
 _MIXED = re.compile(r"(-?)(\d+)(?: +(?=\d+/\d+$)|\s*(?=\\[dt]?frac))(.+)")
-_DIGITS = 400  # of a number that is read; longer ones are no answers of people
+_DIGITS = 400  # most digits of a number; longer ones are no sensible answers
 
 
 class CannotJudge(ValueError):
-    """The spec is no good, or the verifier cannot say; the text says why."""
+    """The spec is invalid, or the verifier cannot decide; the text has the reason."""
 
 
 def after_thinking(text: str) -> str | None:
-    """The answer without the thinking; None where the text never leaves it."""
+    """The answer without the thinking; None where the text never leaves its thinking."""
     _, answer = split_thinking(text)
     return None if THINK in answer or (THINK in text and END_THINK not in text) else answer
 
 
 def tagged(text: str) -> str:
-    """What stands in the last <answer>…</answer>; the whole text where there is none."""
+    """The content of the last <answer>…</answer>; the whole text without such tags."""
     found = re.findall(r"<answer>(.*?)</answer>", text, re.S)
     return str(found[-1]).strip() if found else text.removeprefix("<answer>")
 
 
 def boxes(text: str) -> list[str]:
-    """The contents of every `\\boxed{…}` or `\\fbox{…}` that is closed, the outermost ones."""
+    """The contents of every `\\boxed{…}` or `\\fbox{…}` that is closed, outermost only."""
     return [content for _, _, content in box_spans(text)]
 
 
@@ -55,20 +55,20 @@ def box_spans(text: str) -> list[tuple[int, int, str]]:
     for start, inside, end in _all_boxes(text):
         if end is None:
             continue
-        while outer and outer[-1][0] > start:  # they are within this one
+        while outer and outer[-1][0] > start:  # boxes within this one
             outer.pop()
         outer.append((start, end, text[inside : end - 1].strip()))
     return outer
 
 
 def has_open_box(text: str) -> bool:
-    """Whether the last box is never closed, as where an answer was cut."""
+    """Whether the last box is never closed, as in a truncated answer."""
     return any(end is None for *_, end in [max(_all_boxes(text), default=(0, 0, 0))])
 
 
 def _all_boxes(text: str) -> list[tuple[int, int, int | None]]:
-    """(start, where its content begins, end) of each box, in the order in which they are closed;
-    those that are not have no end. One pass, however many braces are open."""
+    """(start, start of its content, end) of each box, in the order in which they close; unclosed
+    ones have no end. One pass, however many braces are open."""
     found: list[tuple[int, int, int | None]] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BRACE.finditer(text):
@@ -83,7 +83,7 @@ def _all_boxes(text: str) -> list[tuple[int, int, int | None]]:
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened before `start`; None where none does."""
+    """The place where the brace that opened before `start` closes; None where it does not."""
     depth = 1
     for match in _BRACE.finditer(text, start):
         if match.group()[0] != "\\" or len(match.group()) > 2:
@@ -94,10 +94,9 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a text is, exactly, with groups of digits, a power of ten, a fraction or %.
+    """The exact number that a text is: digits, maybe grouped, with a power of ten, a fraction or %.
 
-    None where the text is anything else. A comma is between groups of three digits or no part of a
-    number: `3,14` is none.
+    None for any other text. A comma must separate groups of three digits: `3,14` is no number.
     """
     text = joined_digits(text.strip().strip("$").strip().replace("−", "-"))
     text, is_percent = _without_percent(text)
@@ -108,7 +107,7 @@ def number(text: str) -> Fraction | None:
 
 
 def joined_digits(text: str) -> str:
-    """Groups of three digits become one number: `1,234`, `1 234`, `1\\,234`, `1{,}234`."""
+    """Join groups of three digits to one number: `1,234`, `1 234`, `1\\,234`, `1{,}234`."""
 
     def join(match: re.Match[str]) -> str:
         return match.group().replace(",", "").replace(" ", "")

@@ -1,12 +1,12 @@
-"""Tasks of reasoning-gym: generated from a name, a seed and settings, judged by its own scorers.
+"""Verifies tasks of reasoning-gym: generated from name, seed and settings, judged by its scorers.
 
     spec = {"kind": "reasoning_gym", "dataset": "chain_sum", "seed": 1, "size": 50, "index": 3}
     question("chain_sum", 1, 50, 3, {})       # the text of that task
 
-The answer is what stands between the last <answer> tags, else in the last box, else the whole text.
-Only a score of 1.0 counts: its scorers give parts of a point to texts that merely contain the
-answer. A scorer that raises on an answer, but takes the task's own for right, cannot read the
-answer, which is wrong then; where it does not know the right one either, nobody can judge.
+The answer is the text between the last <answer> tags, else in the last box, else the whole text.
+Only a score of 1.0 counts: its scorers give partial scores to texts that merely contain the answer.
+If a scorer raises on an answer but accepts the task's own, the answer is unreadable and so wrong;
+if it does not accept its own either, the score is unknown.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _score_of(made: Any, answer: str, entry: dict[str, Any]) -> float:
 
 
 def final_part(answer: str) -> str:
-    """What of an answer is scored."""
+    """The part of an answer that is scored."""
     tagged = _TAGGED.findall(answer) or final.boxes(answer)
     return str(tagged[-1]).strip() if tagged else answer.strip()
 
@@ -92,7 +92,7 @@ def check_name(dataset: str) -> None:
 
 @lru_cache(1)
 def load() -> list[str]:
-    """The names of all generators; importing them takes seconds."""
+    """The names of all generators; the first call imports them, which takes seconds."""
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError:
@@ -100,7 +100,7 @@ def load() -> list[str]:
             "tasks of reasoning-gym need it, and it is not installed: "
             "pip install 'megatron_qwen3[eval]'"
         ) from None
-    return sorted(set(DATASETS) - {"composite"})  # a mixture of others, which names them
+    return sorted(set(DATASETS) - {"composite"})  # a mixture of other generators
 
 
 @lru_cache(64)
@@ -115,7 +115,7 @@ def _generator(dataset: str, seed: int, size: int, settings: str) -> Any:
 
 
 def _check_settings(dataset: str, given: Mapping[str, Any]) -> None:
-    """CannotJudge, with the valid ones, where the generator has no setting of a name."""
+    """CannotJudge, with the valid names, where the generator lacks a setting."""
     from reasoning_gym.factory import DATASETS
 
     names = [row.name for row in fields(DATASETS[dataset][1])]

@@ -1,12 +1,12 @@
-"""IFEval's 25 instructions that a program can check (Zhou et al. 2023, arXiv 2311.07911).
+"""Verifies IFEval's 25 instructions that a program can check (Zhou et al. 2023, arXiv 2311.07911).
 
     INSTRUCTIONS["keywords:frequency"](text, keyword="cat", frequency=2, relation="at least")
 
-The names and fields are those of Google's data set. Each gives "" where the text follows the
-instruction, else the reason why it does not; an empty text follows none. Where the published
-checkers are wrong, these are not: keywords are whole words, a rule of dashes is no bullet, a link
-no placeholder, and a text in no language is in none of the languages. Nothing is downloaded:
-sentences and words are counted by rules of our own (simple.py).
+Names and fields are those of Google's data set. Each check gives "" where the text follows the
+instruction, else the reason why not; an empty text follows none. Faults of the published checkers
+are corrected: keywords are whole words, a rule of dashes is no bullet, a link is no placeholder,
+and a text without a language is in none of the languages. Nothing is downloaded: our own rules
+count sentences and words (simple.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_qwen3.posttrain.verifiers import simple, structure
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 Relation = Literal["at least", "less than"]
-# Of scripts whose words are not separated.
+# Scripts that do not separate words.
 _RUN_ON = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _FENCE = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.S | re.M)
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -35,7 +35,7 @@ def _compared(count: int, relation: str, number: int, what: str) -> str:
 
 
 def _occurrences(word: str, text: str) -> int:
-    """How often a word or phrase stands in a text as a whole, without regard to case."""
+    """How often a word or phrase occurs in a text as a whole, ignoring case."""
     words = word.split()
     if not words:
         raise CannotJudge("a keyword is empty")
@@ -90,7 +90,7 @@ def english_lowercase(text: str) -> str:
 
 
 def _in_english(text: str) -> str:
-    """Small letters are what language models are made from; few words are no evidence."""
+    """Identifies the text in small letters, as models were trained; few words prove nothing."""
     found = simple.language_of(text.lower())
     letters = scripts.census(text)
     if found == "eng_Latn" or (found == UNKNOWN and next(iter(letters), "") == "LATIN"):

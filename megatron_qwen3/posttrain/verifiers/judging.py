@@ -1,4 +1,4 @@
-"""Who judges answers, for those who have them judged: `Judges`, `VerifySettings`.
+"""Settings of verification, and the interface of `Verifiers` for callers: `Judges`.
 
 settings = options.taken(VerifySettings, given)
 with settings.verifiers() as judges:                 # a `Verifiers`
@@ -19,7 +19,7 @@ from megatron_qwen3.posttrain.verifiers.pool import Verifiers
 
 
 class Judges(Protocol):
-    """What `Verifiers` is, and a test's double."""
+    """The interface of `Verifiers`, and of a test's double."""
 
     def judge(self, pairs: Iterable[tuple[Any, str]]) -> list[Verdict]: ...
 
@@ -31,11 +31,11 @@ class VerifySettings:
     """How answers are verified."""
 
     verify_workers: int = setting(cores(), "processes that verify", at_least=1)
-    verify_seconds: float = setting(30.0, "that one answer may take", above=0)
+    verify_seconds: float = setting(30.0, "seconds that one answer may take", above=0)
 
     def __post_init__(self) -> None:
         options.check(self)
 
     def verifiers(self) -> Verifiers:
-        """To be entered."""
+        """The pool of verifiers, to be used in a `with` block."""
         return Verifiers(self.verify_workers, self.verify_seconds)

@@ -1,11 +1,10 @@
-"""Every kind of verifier by its name, and how a spec and an answer become a verdict.
+"""The kinds of verifiers by name, and the verdict of a spec on an answer.
 
     KINDS["exact"]("42", gold="42")                    # "": right; else why the answer is wrong
-    check_spec({"kind": "exact", "gold": "42"})        # ConfigError where the spec is no good
+    check_spec({"kind": "exact", "gold": "42"})        # ConfigError where the spec is invalid
     verdict({"kind": "exact", "gold": "42"}, "<think>…</think>\n\n42")   # in this process
 
-The fields of a kind are the keyword arguments of its function, and their annotations say of which
-type they are.
+The fields of a kind are the keyword arguments of its function, with the types of their annotations.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Verdict:
 
 
 def every(text: str, *, specs: list[dict[str, Any]]) -> str:
-    """Right where all specs find the text right; each gets its thinking if it judges that."""
+    """Right where all specs find the text right; specs on thinking get it as well."""
     if not specs:
         raise CannotJudge("specs is an empty list, which every answer would satisfy")
     for spec in specs:
@@ -68,7 +67,7 @@ def every_instruction(
 
 
 def _instructions(names: list[str], kwargs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The specs of a row; its data set writes null for what an instruction does not take."""
+    """The specs of a row, without the nulls that the data set writes for unused arguments."""
     if len(names) != len(kwargs):
         raise CannotJudge(f"{len(names)} instruction_id_list, {len(kwargs)} kwargs; valid: as many")
     fields = [{key: value for key, value in one.items() if value is not None} for one in kwargs]
@@ -93,34 +92,35 @@ KINDS: dict[str, Check] = {
     "ifeval": every_instruction,
     **{f"ifeval/{name}": check for name, check in ifeval.INSTRUCTIONS.items()},
 }
-# What judges the thinking gets the whole text, and so does what passes it on to its parts.
+# These get the whole text: they judge the thinking, or pass it on to their parts.
 WITH_THINKING = ("think_format", "every", "ifeval")
-# Programs mean each character as it is; what has parts leaves that to them.
+# These get the text unchanged: programs depend on each character; the others leave it to their
+# parts.
 _AS_IT_IS = ("code", "every", "ifeval")
 
 
 def verdict(spec: Spec, text: str) -> Verdict:
-    """Judge what a model wrote, thinking and answer, here and without a limit of time.
+    """Judge a model's text, thinking and answer, in this process and without a time limit.
 
-    A verifier that raises is a verdict without a score.
+    A verifier that raises gives a verdict without a score.
     """
     try:
         _check_fields(spec)
         reason = _judged(spec, text)
     except CannotJudge as error:
         return Verdict(None, f"cannot be judged: {error}")
-    except Exception as error:  # of a library, on a text that a stranger wrote
+    except Exception as error:  # a library may fail on untrusted text
         return Verdict(None, f"error: {type(error).__name__}: {error}"[:500])
     return Verdict(0.0, reason) if reason else Verdict(1.0, "")
 
 
 def check_spec(spec: Spec) -> None:
-    """ConfigError, in one line, where no answer could be judged by this spec."""
+    """ConfigError, in one line, where this spec could judge no answer."""
     _check_fields(spec)
     try:
         parts = _parts(spec)
         if not parts:
-            _check(spec, "")  # whether the values of its fields go together
+            _check(spec, "")  # checks that the values of its fields agree
     except CannotJudge as error:
         raise ConfigError(f"verifier {spec['kind']}: {error}") from None
     for one in parts:
@@ -128,7 +128,8 @@ def check_spec(spec: Spec) -> None:
 
 
 def _check_fields(spec: Spec) -> None:
-    """The kind is known, each field is one of it and of its type, and none is missing."""
+    """ConfigError unless the kind is known, and its fields are complete, known and of their
+    types."""
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         guess = did_you_mean(str(kind), KINDS) or f"; valid: {', '.join(KINDS)}"
@@ -149,7 +150,7 @@ def _check_fields(spec: Spec) -> None:
 
 
 def prepare(spec: Spec) -> None:
-    """Load what the kind needs, once, which takes seconds. Errors come with the verdict."""
+    """Load the modules of a kind once, which takes seconds. The verdict reports errors."""
     with contextlib.suppress(Exception):
         if load := _LOADS.get(spec["kind"]):
             load()
@@ -169,24 +170,24 @@ _LOADS: dict[str, Callable[[], object]] = {
 
 
 def own_seconds(spec: Spec) -> float:
-    """How long the kind's own limits let it take, beside what judging may: programs run by them."""
+    """The time that a kind's own limits allow, such as for running programs, besides judging."""
     with contextlib.suppress(Exception):
         _check_fields(spec)
         if spec["kind"] == "code":
             return code.most_seconds(spec["tests"], spec.get("seconds", code.SECONDS))
         return sum(map(own_seconds, _parts(spec)))
-    return 0.0  # of a spec that is none, which the verdict says
+    return 0.0  # of an invalid spec, which the verdict reports
 
 
 def _parts(spec: Spec) -> list[dict[str, Any]]:
-    """The specs that a spec of several consists of, else none."""
+    """The specs that a compound spec consists of; [] for others."""
     if spec["kind"] == "ifeval":
         return _instructions(spec["instruction_id_list"], spec["kwargs"])
     return list(spec["specs"]) if spec["kind"] == "every" else []
 
 
 def _judged(spec: Spec, text: str) -> str:
-    """The reason against a text with its thinking, which most kinds do not see."""
+    """Why the text is wrong, or ""; most kinds get it without its thinking."""
     if spec["kind"] in WITH_THINKING:
         return _check(spec, text)
     answer = after_thinking(text)
@@ -203,7 +204,7 @@ def _check(spec: Spec, answer: str) -> str:
 
 
 def _composed(value: Any) -> Any:
-    """With letters and their accents as one character (NFC): both encodings are the same text."""
+    """The value in NFC, so that both encodings of an accented letter are equal."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value)
     if isinstance(value, list):
@@ -251,7 +252,7 @@ def _is_a(value: Any, wanted: Any) -> bool:
 
 
 def _named(wanted: Any) -> str:
-    """The type as people who write JSON call it."""
+    """The type's name in terms of JSON."""
     kind, options = typing.get_origin(wanted), typing.get_args(wanted)
     if kind is Literal:
         return " or ".join(f'"{option}"' for option in options)

@@ -1,10 +1,10 @@
-"""How large the powers and factorials of a formula are, before anything computes them.
+"""Estimates the powers and factorials of a formula, before sympy computes them.
 
     is_huge("9^{9^{9}}")       # True: more than 1000 digits
     is_huge("2^{10}")          # False
 
-sympy computes such numbers digit by digit, which takes for ever; here only their logarithms are
-taken, of what a formula of LaTeX says in figures. Letters and commands count as 1.
+sympy computes such numbers digit by digit, which may take for ever; here only logarithms are taken,
+of the figures of a LaTeX formula. Letters and commands count as 1.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ def is_huge(text: str) -> bool:
     try:
         while reader.tokens:
             reader.total("")
-    except RecursionError:  # of brackets within brackets, which are no power
+    except RecursionError:  # of nested brackets, which are no power
         return False
     return reader.largest > _MOST_DIGITS
 
 
 @dataclass
 class _Powers:
-    """Reads values as floats, tolerantly; `largest` is the most digits that a power has.
+    """Reads values as floats, tolerantly. largest: most digits of any power.
 
-    tokens: those that are left, the next one last.
+    tokens: the remaining ones, in reverse.
     """
 
     tokens: list[str]
     largest: float = 0.0
 
     def total(self, closing: str) -> float:
-        """The value up to a closing bracket, which is taken: a sum of products."""
+        """The value of a sum of products up to a closing bracket, which is consumed."""
         value, sign = 0.0, 1.0
         while self.tokens and self.tokens[-1] != closing:
             if self.tokens[-1] in _BETWEEN:
@@ -75,7 +75,7 @@ class _Powers:
             if sign == "!":
                 value = self._with_digits(math.lgamma(min(abs(value), 1e300) + 1) / math.log(10))
             elif sign == "_":
-                self._atom()  # a subscript is no part of the value
+                self._atom()  # a subscript does not change the value
             else:
                 value = self._power(value)
         return value
@@ -91,7 +91,7 @@ class _Powers:
         return self._with_digits(exponent * math.log10(abs(base)))
 
     def _with_digits(self, digits: float) -> float:
-        """10^digits, which is noted."""
+        """10^digits; updates `largest`."""
         self.largest = max(self.largest, abs(digits))
         return math.inf if digits > 300 else 10.0**digits if digits > -300 else 0.0
 

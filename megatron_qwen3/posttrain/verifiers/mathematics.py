@@ -1,17 +1,17 @@
-"""Mathematics: the answer that a text settles on equals the reference.
+"""Verifies mathematics: the answer that a text settles on must equal the reference.
 
     math("<text> \\boxed{\\frac12}", gold="0.5")      # "": right; else why it is wrong
 
-Of the text only the last box is compared, or without a box the last formula; the comparison begins
-with what math-verify (0.9) gets wrong and leaves the algebra to it (algebra.py):
+Only the text's last box is compared, or without a box its last formula. These rules come first, as
+math-verify (0.9) gets them wrong; the algebra is left to it (algebra.py):
 
-- several boxes are one answer only where `and`, `or` or a comma joins them; else the last counts;
+- several boxes are one answer only if `and`, `or` or a comma joins them; else the last counts;
 - a number is exact: 0.3333333333 is not 1/3, and 1.41421356 is not the square root of 2;
 - `1\\,234`, `1,234` and `1 234` are one number, `1.2e-4` is 0.00012, `3,14` is no number;
 - 50 and 0.5 are both 50 %; a unit may be left out, but another one is wrong;
-- a pair is no set and no interval of other ends; `0<x<1` is (0,1); a set has no order, a pair has;
+- a pair is no set, and no interval with other brackets; `0<x<1` is (0,1); pairs are ordered;
 - digits with a base, as 101_2, are right only with that base; log without a base is ln or log_10;
-- a power of more than 1000 digits is no number of fewer, which nothing computes;
+- a power of more than 1000 digits equals no number of fewer digits, and is never computed;
 - words are compared without regard to case; a time of day is no ratio, while 6:8 is 3:4.
 
 The comparison runs in a worker process (pool.py), for math-verify hangs on some formulas.
@@ -34,7 +34,7 @@ _MOST_ITEMS = 200  # of a set or list
 def math(answer: str, *, gold: str) -> str:
     """The final answer of a text equals `gold`, a formula in LaTeX, a number or words.
 
-    CannotJudge where gold is no formula that anything could be compared with.
+    CannotJudge where gold cannot be read as any of these.
     """
     algebra.check_installed()
     if not gold.strip() or len(gold) > _MOST_CHARACTERS:
@@ -52,7 +52,7 @@ def math(answer: str, *, gold: str) -> str:
 
 
 def is_readable(gold: str) -> bool:
-    """Whether other ways to write the reference could be recognised."""
+    """Whether the reference can be read, so that other notations of it are recognised."""
     text = notation.plain(gold)
     shapes = (notation.words_of, final.number, notation.in_base, notation.intervals, _ratio)
     if any(shape(text) is not None for shape in shapes):
@@ -80,7 +80,7 @@ def is_same(gold: str, given: str) -> bool:
         if is_equal is not None:
             return is_equal
     if magnitude.is_huge(ours) != magnitude.is_huge(theirs):
-        return False  # and nothing computes the digits of the larger one
+        return False  # without computing the larger one
     return algebra.is_same(ours, theirs)
 
 
@@ -116,7 +116,7 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 def _thousands(gold: str, given: str) -> bool | None:
-    """`1,024` is one number, unless the other side is a list of as many."""
+    """`1,024` is one number, unless the other side is a list of two."""
     for one, other in ((gold, given), (given, gold)):
         is_list = len(_items(one)) == len(_items(other))
         if _GROUPED.fullmatch(one) and not is_list:
@@ -140,7 +140,7 @@ def _bases(gold: str, given: str) -> bool | None:
 
 
 def _names(gold: str, given: str) -> bool | None:
-    """`x = 3` is 3; of two names both have to be the same, but for those of functions."""
+    """`x = 3` is 3; two names have to be equal, except names of functions."""
     if _items(gold) or _items(given):
         return None
     (name, wanted), (other, value) = notation.named(gold), notation.named(given)
@@ -150,7 +150,7 @@ def _names(gold: str, given: str) -> bool | None:
         if name and re.search("[A-Za-z]", wanted):  # y=2x+3 and y-2x=3
             return algebra.is_same(gold, given) or is_same(wanted, given)
         if _LINEAR.fullmatch(notation.split_top(given, "=")[0]):
-            return False  # 2x=8 is to be solved yet
+            return False  # 2x=8 is not solved yet
     if not name and not other:
         return None
     if name and other and name != other and "(" not in name + other:
@@ -162,7 +162,7 @@ _LINEAR = re.compile(r"-?\d+\*?[A-Za-z](?:[+-]\d+)?|-?[A-Za-z][+-]\d+|-?\d+[+-]\
 
 
 def _is_equation(text: str) -> bool:
-    """Whether it has two sides, and no sign of equality only within an index or a bracket."""
+    """Whether it has two sides, with an equality sign outside of indices and brackets."""
     sides = notation.split_top(text, r"(?<![<>\\])=")
     return len(sides) > 1 and all(sides)
 
@@ -173,7 +173,7 @@ def _numbers(gold: str, given: str) -> bool | None:
         return None
     if wanted == value:
         return True
-    if gold.endswith("%") != given.endswith("%"):  # of 50 and 50% the first counts percents
+    if gold.endswith("%") != given.endswith("%"):  # 50 next to 50% counts percents
         return wanted * 100 == value if gold.endswith("%") else wanted == value * 100
     return None if "," in gold + given else False  # `1,234` may be a list
 
@@ -218,7 +218,7 @@ def _intervals(gold: str, given: str) -> bool | None:
 
 
 def _union(text: str) -> list[str]:
-    """The intervals of a union, of one too; [] where anything else is among them."""
+    """The intervals of a union of one or more; [] where anything else is among them."""
     parts = notation.split_top(re.sub(r"^[A-Za-z]\\in ?", "", text), r"\\cup(?![A-Za-z])")
     pairs = [found for part in parts if (found := notation.bracketed(part))]
     are_intervals = all(p[0] != r"\{" and len(notation.split_top(p[1])) == 2 for p in pairs)
@@ -261,7 +261,7 @@ def _is_same_pair(
     found: tuple[str, str, str] | None,
     theirs: list[str],
 ) -> bool:
-    """A pair, tuple or interval: order and kind of bracket count, if two could be an interval."""
+    """Compare pairs, tuples, intervals: order counts, and brackets if both may be intervals."""
     assert wanted is not None
     if found and found[0] == r"\{":
         return False
@@ -273,7 +273,7 @@ def _is_same_pair(
 
 
 def _items(text: str) -> list[str]:
-    """What a set, tuple or list consists of; [] where the text is one thing."""
+    """The items of a set, tuple or list; [] for a single value."""
     found = notation.bracketed(text)
     if found is not None and (found[0] == r"\{" or len(notation.split_top(found[1])) > 1):
         return [item for part in notation.split_top(found[1]) for item in _both_signs(part)]
@@ -292,7 +292,7 @@ def _both_signs(text: str) -> list[str]:
 
 
 def _are_named(items: Sequence[str]) -> bool:
-    """Whether each item has a name of its own: a point, not the values of one unknown."""
+    """Whether each item has its own name: a point, not several values of one unknown."""
     names = [notation.named(item)[0] for item in items]
     return len(names) > 1 and all(names) and len(set(names)) == len(names)
 
@@ -306,7 +306,7 @@ def _values(items: Sequence[str]) -> list[str]:
 
 
 def _is_same_row(ours: list[str], theirs: list[str]) -> bool:
-    """Item by item; those with names come in the order of their names."""
+    """Compare item by item; named items are sorted by name."""
     if len(ours) != len(theirs):
         return False
     rows = [sorted(row) if _are_named(row) else row for row in (ours, theirs)]
@@ -314,7 +314,7 @@ def _is_same_row(ours: list[str], theirs: list[str]) -> bool:
 
 
 def _is_same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Each of one side is somewhere on the other: neither order nor repetition counts."""
+    """Compare as sets: neither order nor repetition counts."""
     rest = list(theirs)
     for one in ours:
         same = [other for other in theirs if is_same(one, other)]
@@ -324,7 +324,7 @@ def _is_same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     return all(any(is_same(one, other) for one in ours) for other in rest)
 
 
-# In the order in which they are asked; None: the rule does not say, and the next is asked.
+# Tried in this order; a rule that returns None does not decide, and the next one is tried.
 _RULES: tuple[Callable[[str, str], bool | None], ...] = (
     _words,
     _limits,

@@ -1,4 +1,4 @@
-"""How an answer of mathematics is written: what is only notation goes, what it is made of shows.
+"""Normalizes the notation of mathematical answers, and splits them into their components.
 
     plain("\\left( 1{,}234 \\right)")          # "(1234)": spaces, sizes and delimiters of LaTeX go
     split_top("(1,2),(3,4)")                   # ["(1,2)", "(3,4)"]: commas outside of brackets
@@ -45,7 +45,7 @@ _NAMES = (
     (re.compile(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}|\\bf(?![A-Za-z])"), ""),
     (re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))"), r"\\R "),
 )
-# {x | 0 < x < 1}: what it is that holds.
+# {x | 0 < x < 1}: the condition.
 _BUILT = re.compile(r"^\\\{[A-Za-z](?:\\in ?\\R)?(?:\\mid|\\vert|\||:) ?(.+)\\\}$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{")
@@ -54,7 +54,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def plain(text: str) -> str:
-    """The same formula without delimiters, sizes, thin spaces and other ways to write a sign."""
+    """The formula without delimiters, sizes, thin spaces and other variants of signs."""
     text = text.translate(_SIGNS).strip()
     text = unwrap(text, _MARKED)
     text = _SENTENCE.sub("", text)  # \\text{The answer is }7
@@ -98,7 +98,7 @@ _MONEY = re.compile(r"(-?)\\?\$\s*([\d.,]+)")
 
 
 def _multiplied(match: re.Match[str]) -> str:
-    """`5 million` in figures; what follows in the same \\text{…} stays in it."""
+    """`5 million` in figures; text after it in the same \\text{…} stays in it."""
     number, scale = final.number(match["number"]), match["scale"]
     if number is None:
         return match.group()
@@ -109,7 +109,7 @@ def _multiplied(match: re.Match[str]) -> str:
 
 
 def _of_reals(text: str) -> str:
-    """All real numbers, in words or by their sign, as an interval."""
+    """ "All real numbers", in words or as a sign, as an interval."""
     if re.fullmatch(r"(?:[A-Za-z]\\in ?)?\\R|\\text\{all real(?: number)?s\}", text):
         return r"(-\infty,\infty)"
     whole = text.startswith("{") and final.closing_brace(text, 1) == len(text) - 1
@@ -117,26 +117,26 @@ def _of_reals(text: str) -> str:
 
 
 def narrow(text: str) -> str:
-    """With stops and brackets of ASCII for the wide ones, which need no space after them."""
+    """Wide stops and brackets replaced by ASCII ones, which need no space after them."""
     text = re.sub("[。।．，、：；！？]", lambda stop: f"{stop.group()} ", text)
     return text.translate(_WIDE)
 
 
 def spaced(text: str) -> str:
-    """`narrow`, with spaces around the words of writings that put none around numbers."""
+    """`narrow`, with spaces around words of scripts that put none around numbers."""
     return re.sub(FOREIGN, r" \g<0> ", narrow(text))
 
 
 def _squeezed(text: str) -> str:
-    """Without spaces, but where digits, or letters of two words, would run together."""
+    """Without spaces, except where digits or letters of two words would run together."""
     text = re.sub(r"\s+", " ", text).strip()
     return re.sub(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])", "", text)
 
 
 def words_of(text: str) -> str | None:
-    """The words that a text in \\text{…}, or of letters alone, consists of; None for a formula.
+    """The words of a text in \\text{…} or of letters only; None for a formula.
 
-    One letter, or a few that stand for themselves (`ab`), may be a formula, and are none.
+    One letter, or a few such as `ab`, may be a formula, and give None.
     """
     unwrapped = unwrap(text)
     is_wrapped = unwrapped != text
@@ -150,7 +150,7 @@ def words_of(text: str) -> str | None:
 
 
 def unwrap(text: str, wrapper: re.Pattern[str] = _WRAPPER) -> str:
-    """`\\text{…}` and its like give way to their content."""
+    """Replace `\\text{…}` and its like by their content."""
     for _ in range(20):
         opening = wrapper.search(text)
         end = final.closing_brace(text, opening.end()) if opening else None
@@ -161,7 +161,7 @@ def unwrap(text: str, wrapper: re.Pattern[str] = _WRAPPER) -> str:
 
 
 def split_top(text: str, separator: str = r",|;") -> list[str]:
-    """The parts between separators that stand in no bracket."""
+    """The parts between separators outside of brackets."""
     parts, depth, start, place = [], 0, 0, 0
     pattern = re.compile(separator)
     while place < len(text):
@@ -177,7 +177,7 @@ def split_top(text: str, separator: str = r",|;") -> list[str]:
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
-    """(opening, content, closing) where one pair of brackets holds the whole text."""
+    """(opening, content, closing) where one pair of brackets encloses the whole text."""
     for opening in (r"\{", "(", "["):
         if not text.startswith(opening):
             continue
@@ -192,7 +192,7 @@ def bracketed(text: str) -> tuple[str, str, str] | None:
 
 
 def without_brackets(text: str) -> str:
-    """Round brackets around one thing go, and of doubled ones one pair stays."""
+    """Drop round brackets around a single value, and one pair of doubled ones."""
     while (found := bracketed(text)) and found[0] == "(" and found[2] == ")":
         if len(split_top(found[1])) > 1:
             break
@@ -266,7 +266,7 @@ _PLAIN_UNIT = re.compile(r"^(.*?[\d})])\s+([A-Za-z/^0-9 ]+)$")
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    """(value, unit): unit is "" where the text has none, and written alike for one unit."""
+    """(value, unit): unit is "" where there is none; different notations of a unit are equal."""
     bare = _DEGREES.sub("", text)
     if bare != text and bare and not ANGLE_OF.search(text):
         return bare.strip(), "°"
@@ -285,12 +285,12 @@ def without_unit(text: str) -> tuple[str, str]:
 
 
 def _is_counted(word: str) -> bool:
-    """Whether it is a thing that can be counted, and neither variables nor a number."""
+    """Whether the word names things to count, and is neither variables nor a number."""
     return len(word) > 3 and word.isalpha() and word not in _COUNTS
 
 
 def _joins(unit: str) -> bool:
-    """Whether words join two values, and are no unit of one."""
+    """Whether the words join two values, and are no unit."""
     return bool(re.search(r"\b(?:and|or|if|for|when|to)\b", unit.lower()))
 
 
@@ -321,7 +321,7 @@ _TURNED = re.compile(r"^(-?[\d.,/]+|-?\\frac\{\d+\}\{\d+\})=([A-Za-z])$")  # 5=x
 
 
 def named(text: str) -> tuple[str, str]:
-    """(name, value) of `x = 3` and of `f(x) = 2x`; ("", text) where nothing is named."""
+    """(name, value) of `x = 3` and of `f(x) = 2x`; ("", text) without a name."""
     match = _EQUATION.match(text) or _EQUATION.match(_TURNED.sub(r"\2=\1", text))
     return (match.group(1) + match.group(2), match.group(3).strip()) if match else ("", text)
 

@@ -1,11 +1,11 @@
-"""Worker processes that judge answers and are killed where one takes too long.
+"""Worker processes that judge answers, killed where one takes too long.
 
     with Verifiers(workers=4, seconds=30) as verifiers:
         verdicts = verifiers.judge(pairs)    # in the order of the pairs; from any thread
         line = verifiers.alarm()
 
 The limit is enforced from outside, by SIGKILL: signals reach only the main thread of a process, and
-not while C code runs. A new worker takes the place of one that was killed.
+not while C code runs. A killed worker is replaced by a new one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from megatron_qwen3.posttrain.verifiers.kinds import Spec, Verdict, own_seconds
 from megatron_qwen3.processes import isolated
 
 ALARM_FRACTION = 0.01  # of verdicts without a score
-TIME_OUT = "time-out"  # how the reason of such a verdict begins
+TIME_OUT = "time-out"  # the reason of such a verdict begins with it
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-_START_SECONDS = 300.0  # to import what a kind needs, on a machine that is busy
+_START_SECONDS = 300.0  # to import a kind's modules, on a busy machine
 
 
 class Verifiers:
-    """A pool of workers. judged, errors, time_outs: verdicts so far, by all threads."""
+    """A pool of workers. judged, errors, time_outs: numbers of verdicts so far, of all threads."""
 
     def __init__(self, workers: int = 4, seconds: float = 30.0) -> None:
         if workers < 1 or seconds <= 0:
@@ -67,9 +67,9 @@ class Verifiers:
             worker.reap()
 
     def judge(self, pairs: Iterable[tuple[Spec, str]]) -> list[Verdict]:
-        """The verdicts of (spec, what a model wrote, with its thinking), in the order of the pairs.
+        """The verdicts of (spec, the model's text with its thinking), in the order of the pairs.
 
-        ValueError for a spec that is no JSON. Whatever else goes wrong is in the verdicts.
+        ValueError for a spec that is not JSON. Verdicts report all other errors.
         """
         jobs = [
             (json.dumps([spec, text]).encode() + b"\n", self.seconds + own_seconds(spec))
@@ -78,7 +78,7 @@ class Verifiers:
         return list(self._threads.map(lambda job: self._judge(*job), jobs))
 
     def alarm(self) -> str:
-        """A line for people where more than 1 % of the verdicts have no score, else ""."""
+        """A warning where more than 1 % of the verdicts have no score, else ""."""
         failed = self.errors + self.time_outs
         if failed <= ALARM_FRACTION * self.judged:
             return ""
@@ -103,17 +103,17 @@ class Verifiers:
 
 
 class _Worker:
-    """A process that judges one answer at a time; it is started when it is first needed."""
+    """A process that judges one answer at a time; started when first needed."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""  # of its output
+        self._unread = b""  # rest of its output
         self._starting = threading.Lock()
         self._is_ended = False
 
     def judge(self, job: bytes, seconds: float) -> Verdict:
-        """The verdict of one job; a worker that does not give one is killed."""
+        """The verdict of one job; a worker that gives none is killed."""
         try:
             process = self._started()
             assert process.stdin is not None
@@ -130,25 +130,25 @@ class _Worker:
             status = self.reap()
             return Verdict(None, f"error: the worker ended with status {status}: {error}")
         except BaseException:
-            self.reap()  # a part of a verdict may be left in its pipe
+            self.reap()  # its pipe may hold a part of a verdict
             raise
 
     def end(self) -> None:
-        """Kill the process, also while another thread waits for it; no other is started."""
+        """Kill the process, even while another thread waits for it; no new one is started."""
         with self._starting:
             self._is_ended = True
             if self._process is not None:
                 self._process.kill()
 
     def reap(self) -> int | None:
-        """Kill the process and forget it; its status."""
+        """Kill the process and forget it; returns its status."""
         process, self._process, self._unread = self._process, None, b""
         if process is None:
             return None
         process.kill()
         status = process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what it did not read
+            with contextlib.suppress(OSError):  # unread input
                 assert pipe is not None
                 pipe.close()
         return status
@@ -170,7 +170,7 @@ class _Worker:
             return self._process
 
     def _line(self, seconds: float) -> bytes:
-        """The next line of its output. TimeoutError; OSError where there is none."""
+        """The next line of its output. TimeoutError; OSError where its output ended."""
         assert self._process is not None and self._process.stdout is not None
         descriptor, end = self._process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._unread:

@@ -1,10 +1,10 @@
-"""The final answer of a text about mathematics, as it is written there.
+"""Finds the final answer of a text about mathematics, in its own notation.
 
     settled("So it is \\boxed{7}.")                            # "7"
     settled("The solutions are $x=2$ and $x=3$.")              # "x=2, x=3"
 
-The last box, or without a box, in the last <answer>…</answer> where there is one, the line after
-####, what `the answer is` says, or the last formula.
+It is the last box, or else, within the last <answer>…</answer> if any, the line after ####,
+the text after `the answer is`, or the last formula.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from megatron_qwen3.posttrain.verifiers import final, notation
 
-_TAIL = 10_000  # characters at the end, where an answer without a box is looked for
+_TAIL = 10_000  # characters at the end, in which an answer without a box is searched for
 _JOINT = re.compile(r"[\s$*)(]*(?:,?\s*(?:and|or)\b|,)[\s$*)(]*")
 _SAID = re.compile(
     r"(?i:\b(?:answer|result|solution)s?\b[^.\n:=$]{0,60}?(?:\bis\b|\bare\b|:|=)(?:\s*:)?)"
@@ -25,7 +25,7 @@ _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)|\$ ([^$\n]+) \$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.S,
 )
-_ACCENTED = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # Latin letters, no English ones
+_ACCENTED = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # Latin, not English
 _WORD = re.compile(
     rf"(?<![\\A-Za-z])[A-Za-z]{{2,}}(?![A-Za-z]*\()|[A-Za-z]*[{_ACCENTED}]|{notation.FOREIGN}"
 )
@@ -34,7 +34,7 @@ _FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "pi", "sqrt", "mod", "or"
 
 
 def settled(answer: str) -> str | None:
-    """The final answer as it is written; None where there is none, or where a box is cut off."""
+    """The final answer, in its own notation; None where there is none, or a box is cut off."""
     if final.has_open_box(answer):
         return None
     if spans := final.box_spans(answer):
@@ -49,7 +49,7 @@ def settled(answer: str) -> str | None:
 
 
 def _joined(answer: str, spans: Sequence[tuple[int, int, str]]) -> str:
-    """The last box, with those before it that a joint makes one answer with it."""
+    """The last box, with earlier ones that are joined to it as one answer."""
     contents = [spans[-1][2]]
     for (_, end, content), (start, _, _) in zip(spans[-2::-1], spans[:0:-1], strict=True):
         if not _JOINT.fullmatch(answer[end:start]):
@@ -63,7 +63,7 @@ def _inside(environment: re.Match[str]) -> str:
 
 
 def _first_formula(text: str) -> str:
-    """The formula that a line begins with, or its words up to the end of a sentence."""
+    """The formula at the start of a line, or its words up to the end of the sentence."""
     environments = list(_FORMULA.finditer(text))
     if environments and not environments[0].start():
         row = [environments[0]]
@@ -81,7 +81,8 @@ def _first_formula(text: str) -> str:
 
 
 def _last_formula(text: str) -> str:
-    """The last formula in dollars or brackets of LaTeX, else the last run that holds a number."""
+    """The last formula in dollars or brackets of LaTeX, else the last run of words with a
+    number."""
     environments = list(_FORMULA.finditer(text))
     if environments and not re.search(r"\d", text[environments[-1].end() :]):
         return _last_row(text, environments)
@@ -100,8 +101,8 @@ _DENIED = re.compile(r"\s*(?:is|are)\s+(?:wrong|incorrect|false|not\b)")
 
 
 def _last_row(text: str, environments: Sequence[re.Match[str]]) -> str:
-    """The last formula, with those before it that `and` or `or` joins, or a comma if none of them
-    has another name; "" where the words after it deny it."""
+    """The last formula, with earlier ones that `and` or `or` joins to it, or a comma if none of
+    them has another name; "" where the words after it deny it."""
     rest = text[environments[-1].end() :]
     if re.search(r"\bno (?:real )?solutions?\b", rest):
         return r"\text{no solution}"
@@ -119,7 +120,7 @@ def _last_row(text: str, environments: Sequence[re.Match[str]]) -> str:
 
 
 def _runs(line: str) -> list[list[str]]:
-    """The words of a line that may belong to formulas, where other words divide it."""
+    """Runs of a line's words that may belong to formulas, divided by other words."""
     runs: list[list[str]] = [[]]
     for token in line.split():
         if _WORD.search(token) and token.lower() not in _FUNCTIONS and "\\" not in token:

@@ -1,7 +1,7 @@
 """Verifiers that compare texts, letters, numbers, lengths and languages.
 
 Each takes the answer without its thinking and the fields of its spec, and gives "" where the answer
-is right, else the reason why it is wrong. `CannotJudge` where the fields are no good.
+is right, else the reason why it is wrong. `CannotJudge` where the fields are invalid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def exact(
     ignore_case: bool = False,
     part: Literal["whole", "box", "last_line"] = "whole",
 ) -> str:
-    """The answer is `gold`, or one of several; spaces around it and their number do not count."""
+    """The answer equals `gold`, or one of several; the number of spaces does not count."""
     golds = [gold] if isinstance(gold, str) else gold
     if not golds:
         raise CannotJudge("gold is an empty list")
@@ -61,7 +61,7 @@ def numeric(answer: str, *, gold: float | str, tolerance: float = 0, relative: f
     """The last box, or without one the last number of the text, is `gold`.
 
     Right where |number - gold| <= max(tolerance, relative |gold|). Numbers are compared exactly, so
-    0.1 is one tenth; `gold` may be written as text, as "1/3".
+    0.1 is one tenth; `gold` may be a text, such as "1/3".
     """
     wanted = final.number(str(gold))
     if wanted is None or not all(0 <= one < math.inf for one in (tolerance, relative)):
@@ -84,7 +84,7 @@ def _shown(value: Fraction) -> str:
 
 
 def last_number(answer: str) -> Fraction | None:
-    """The number in the last box, or the last one of a text without a box."""
+    """The number in the last box; in a text without a box, the last number."""
     if final.has_open_box(answer):
         return None
     boxed = final.boxes(answer)
@@ -100,7 +100,7 @@ def last_number(answer: str) -> Fraction | None:
 
 
 def _is_other(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is a base, a power, or one that is denied: `5 cm^2`, `5, not 6`."""
+    """Whether a number is a base, a power, or denied: `5 cm^2`, `5, not 6`."""
     before, after = text[: match.start()], text[match.end() :]
     return bool(re.search(r"\^\{?\s*$|\b(?:not|isn['’]t)\s+$", before[-8:])) or after[:1] == "^"
 
@@ -144,13 +144,13 @@ def _count(text: str, unit: str) -> int:
 
 
 def sentences(text: str) -> int:
-    """How many sentences a text has, by what ends them; a rest without an end is one, too."""
+    """Number of sentences, by their ends; a rest without an end counts, too."""
     ends = [match for match in _SENTENCE_END.finditer(text) if not _is_within(text, match)]
     rest = text[ends[-1].end() :] if ends else text
     return len(ends) + bool(re.search(r"\w", rest))
 
 
-# Short forms that a full stop belongs to: always, before a number, but not before a capital.
+# Abbreviations with a full stop: always, only before a number, except before a capital.
 _ALWAYS = "mr mrs ms dr prof st vs e.g i.e cf dept gen lt sgt capt rev hon approx b.a m.a b.sc m.sc"
 _BEFORE_NUMBERS = "no fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec"
 # Words that begin a sentence rather than a surname: `Plan B. It`, but `J. Doe`.
@@ -161,7 +161,7 @@ _BUT_BEFORE_CAPITALS = "etc inc ltd co corp jr sr u.s u.k a.m p.m ph.d"
 
 
 def _is_within(text: str, end: re.Match[str]) -> bool:
-    """Whether the sentence goes on: `Dr. Who`, `J. Doe`, `1. first`, `Well... no`."""
+    """Whether the sentence continues: `Dr. Who`, `J. Doe`, `1. first`, `Well... no`."""
     rest = text[end.end() :].lstrip()
     if rest[:1].islower() and (end.group().startswith("..") or end.group()[-1] in "\"'”’"):
         return True  # "Why?" he said
@@ -184,8 +184,8 @@ def _is_within(text: str, end: re.Match[str]) -> bool:
 
 
 def cited(answer: str, *, gold: str, sources: list[int], others: list[str] | None = None) -> str:
-    """The answer has `gold` in it, cites as [2] or [1, 3] just these sources, and names none of
-    `others`: who lists all that could be right, or cites every source, has answered nothing."""
+    """The answer contains `gold`, cites exactly these sources as [2] or [1, 3], and names none of
+    `others`: listing all candidates, or citing every source, is no answer."""
     if not gold.strip():
         raise CannotJudge("gold is empty")
     groups = re.findall(r"\[\s*(\d{1,6}(?:\s*[,;]\s*\d{1,6})*)\s*\]", answer)
@@ -199,7 +199,7 @@ def cited(answer: str, *, gold: str, sources: list[int], others: list[str] | Non
 
 
 def _has(phrase: str, text: str) -> bool:
-    """Whether a phrase stands in a text as whole words, without regard to case."""
+    """Whether a text contains a phrase as whole words, ignoring case."""
     words = r"\s+".join(map(re.escape, phrase.split()))
     return bool(re.search(rf"(?<!\w){words}(?!\w)", text, re.I))
 
@@ -211,14 +211,14 @@ def language(answer: str, *, language: str) -> str:
         raise CannotJudge(f"language = {language!r:.80} is none of the {len(LANGUAGES)} known ones")
     found = language_of(answer)
     if found == UNKNOWN:
-        return "the text is in no language that is recognised"
+        return "the language of the text is not recognised"
     return "" if found == wanted else f"written in {found}, asked for {wanted}"
 
 
 def language_of(text: str) -> str:
-    """The language of a text without its code and formulas; `und` where it has no letters.
+    """The language of a text without its code and formulas; `und` without letters.
 
-    A text of too few letters for data_prep's identification is repeated until it has enough.
+    A text too short for data_prep's identification is repeated until it is long enough.
     """
     without = re.sub(r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", " ", text, flags=re.S)
     letters = count_letters(without)
@@ -227,7 +227,7 @@ def language_of(text: str) -> str:
 
 
 def load_languages() -> None:
-    """The models of languages, which take a second."""
+    """Load the language models, which takes a second."""
     _identifier()("The quick brown fox jumps over the lazy dog, and nobody knows why it does.")
 
 

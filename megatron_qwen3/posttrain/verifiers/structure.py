@@ -1,4 +1,4 @@
-"""Verifiers of form: JSON that a schema describes, calls of tools, and the block of thinking.
+"""Verifiers of form: JSON by a schema, tool calls, and the think block.
 
 Each gives "" where the text is right, else the reason why it is wrong.
 """
@@ -19,10 +19,10 @@ _NOTHING: Any = object()
 def json_document(
     answer: str, *, schema: dict[str, Any] | None = None, equals: Any = _NOTHING
 ) -> str:
-    """The whole answer, or the one block of code that it is, is JSON of a schema.
+    """The whole answer, or the one block of code that it is, is JSON that fits a schema.
 
-    schema: JSON Schema (2020-12, or the draft that its $schema names); what it refers to outside of
-    itself is not fetched. equals: the value that the JSON has to be. NaN and Infinity are no JSON.
+    schema: JSON Schema (2020-12, or the draft of its $schema); outside references are not fetched.
+    equals: the value that the JSON must have. NaN and Infinity are not JSON.
     """
     validator = None if schema is None else _validator(schema)
     try:
@@ -72,12 +72,12 @@ def _validator(schema: dict[str, Any]) -> Any:
     except RecursionError:
         raise CannotJudge("schema refers to itself without an end") from None
     except Unresolvable as error:
-        raise CannotJudge(f"schema refers to what is not in it: {error}"[:300]) from None
+        raise CannotJudge(f"schema has a reference outside of itself: {error}"[:300]) from None
     return validator
 
 
 def _resolve(resource: Any, resolver: Any) -> None:
-    """Unresolvable where a part of a schema refers to what is not there, however deep it lies."""
+    """Raise Unresolvable where a part of a schema, however deep, has an unknown reference."""
     if isinstance(resource.contents, dict):
         for name in ("$ref", "$dynamicRef"):
             if isinstance(reference := resource.contents.get(name), str):
@@ -98,8 +98,8 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def calls(answer: str, *, gold: list[dict[str, Any]]) -> str:
-    """The answer calls these tools with these arguments, {"name", "arguments"} each, in any order,
-    and no other; text may stand around. With an empty list it calls none, and says something.
+    """The answer makes exactly these calls, {"name", "arguments"} each, in any order; other text
+    may surround them. With an empty list it must make none, and have some text.
     """
     if any(set(one) != {"name", "arguments"} for one in gold):
         raise CannotJudge("gold: each call has a name and arguments, and nothing else")
@@ -123,10 +123,10 @@ def calls(answer: str, *, gold: list[dict[str, Any]]) -> str:
 
 
 def think_format(text: str, *, mode: Literal["think", "no_think"]) -> str:
-    """The text begins with one block of thinking, closed and not nested, and an answer follows.
+    """The text begins with one think block, closed and not nested, and an answer follows.
 
-    In mode "think" the block holds something; in mode "no_think" it is empty, or the text has none,
-    as where the prompt brought the empty block.
+    In mode "think" the block has content; in mode "no_think" it is empty, or missing, as where the
+    prompt contains the empty block.
     """
     opened, closed = text.count(THINK), text.count(END_THINK)
     if mode == "no_think" and not opened and not closed:

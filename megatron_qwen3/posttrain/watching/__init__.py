@@ -1,1 +1,1 @@
-"""What people see of reinforcement learning and on-policy distillation; no torch."""
+"""Summaries and samples of reinforcement learning and on-policy distillation; no torch."""

@@ -1,12 +1,12 @@
-"""Sampled answers as they are kept for reading, and what in them is thinking, forced or a tool's.
+"""Reads a run's stored sample answers, split into thinking, answer, forced and tools' text.
 
     samples = read(folder_of(run_dir, 7))              # ConfigError where a line is damaged
     for block in samples[0].blocks: block.kind, block.spans
 
-samples.jsonl of a record (`rollouts/record.py`) has some answers of a batch, one a line, with the
-parts of their rewards and the reasons. `pieces` are their text in the order of the tokens: what the
-model sampled, and what a thinking budget or a tool put there. All of it is strangers' text: only
-`pages` makes markup. No torch.
+samples.jsonl of a record (`rollouts/record.py`) has some answers of a batch, one per line, with the
+parts of their rewards and the reasons. `pieces` are their text in the order of the tokens: sampled
+by the model, or inserted by a thinking budget or a tool. All of it is untrusted text: only `pages`
+makes markup. No torch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from megatron_qwen3.storage.inside import inside, parse_json
 
 Decode = Callable[[Sequence[int]], str]
 THINKING, ANSWER = "thinking", "answer"
-FORCED, TOOL = "forced", "tool"  # marks of what was not sampled
+FORCED, TOOL = "forced", "tool"  # marks of inserted text
 _THOUGHTS = re.compile(rf"{re.escape(THINK)}.*?(?:{re.escape(END_THINK)}|\Z)", re.DOTALL)
-SHOWN_GROUPS = 4  # of a batch, the first ones, of which the best and the worst answer are kept
+SHOWN_GROUPS = 4  # the first groups of a batch, whose best and worst answers are stored
 _MOST_LINE_BYTES = 64 << 20
 
 
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 @dataclass(frozen=True)
 class KeptAnswer:
     """One answer. reward, and the parts' scores: None where there is none; reasons: by part, and
-    under other names what concerns the whole answer."""
+    under other names those that concern the whole answer."""
 
     batch: int
     task: str
@@ -67,7 +67,7 @@ class KeptAnswer:
 
     @property
     def blocks(self) -> list[Block]:
-        """The answer, thinking apart; what a tool said is no thinking, whatever tags it has."""
+        """The answer, thinking apart; a tool's text is no thinking, whatever tags it has."""
         text = "".join(piece for piece, _ in self.pieces)
         marks = list(_marks(self.pieces))
         blocks, end = [], 0
@@ -83,8 +83,8 @@ class KeptAnswer:
 
 
 def _stretches(text: str) -> Iterator[tuple[str, int, int]]:
-    """(kind, begin, end) of thinking and what is around it; a block that the prompt opened begins
-    with the text."""
+    """(kind, begin, end) of thinking and of the text around it; a block that the prompt opened
+    begins with the text."""
     end = 0
     close, first_open = text.find(END_THINK), text.find(THINK)
     if close >= 0 and (first_open < 0 or close < first_open):
@@ -117,7 +117,7 @@ def _cut(
 
 
 def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Decode) -> list[list[Any]]:
-    """Text and whether it was sampled, of each run of tokens that all were, or all were not."""
+    """[text, whether it was sampled] of each run of tokens that agree in this."""
     pieces: list[list[Any]] = []
     begin = 0
     for k in range(1, len(ids) + 1):
@@ -128,7 +128,7 @@ def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Decode) -> li
 
 
 def read(folder: Path) -> list[KeptAnswer]:
-    """The answers that a record keeps. ConfigError, in one line, where they cannot be read."""
+    """The stored answers of a record. ConfigError, in one line, where they cannot be read."""
     batch = int(records.read_about(folder)["batch"])
     samples = []
     if not (folder / SAMPLES_FILE).exists():
@@ -151,18 +151,18 @@ def read(folder: Path) -> list[KeptAnswer]:
 
 
 def newest(run_dir: Path, batches: int) -> list[KeptAnswer]:
-    """The answers of the newest batches of a run, those that can be read."""
+    """The readable answers of the newest batches of a run."""
     found: list[KeptAnswer] = []
     for batch in records.batches(run_dir)[-batches:]:
         try:
             found += read(folder_of(run_dir, batch))
         except ConfigError:
-            continue  # of a run that is being written, or damaged: there are others
+            continue  # being written, or damaged: use the others
     return found
 
 
 def of_line(batch: int, line: Any, number: int = 0) -> KeptAnswer:
-    """A line of samples.jsonl, read. ValueError where it is none, with its number."""
+    """Parse a line of samples.jsonl. ValueError, with its number, where it is malformed."""
     try:
         pieces = line.get("pieces") or [(line["answer"], True)]
         return KeptAnswer(

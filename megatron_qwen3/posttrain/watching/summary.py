@@ -1,12 +1,12 @@
-"""A batch of rollouts in numbers: its row of metrics.jsonl, its curves, its line for people.
+"""The metrics of a batch of rollouts: its row of metrics.jsonl, curves and log line.
 
     run.sampled(step, summary(record))          # before the batch's first update
 
-All of it follows from the record, so that a run which goes on says the same again. Names with a
-slash are of a part of the batch: `reward/SOURCE/MODE`, `pass_rate/SOURCE/MODE`, `part/NAME`,
-`seconds/WHAT`, `count/WHAT`, `refit/WHAT` of weights for servers, and `hacking/SIGN` of
-posttrain/rewards/hacking.py. Values are None where nothing is known: no answer was scored, or
-nobody says which are right. Legend: N rollouts, T their tokens, G groups.
+Everything follows from the record, so that a resumed run writes the same row again. Names with a
+slash belong to a part of the batch: `reward/SOURCE/MODE`, `pass_rate/SOURCE/MODE`, `part/NAME`,
+`seconds/ACTIVITY`, `count/KIND`, `refit/NAME` of sending weights to servers, and `hacking/SIGN` of
+posttrain/rewards/hacking.py. Values are None where unknown: no answer was scored, or nothing tells
+which are right. Legend: N rollouts, T their tokens, G groups.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from megatron_qwen3.posttrain.rollouts.record import FINISHES, Array, RolloutRec
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR
 
 Row = dict[str, float | None]
-ZERO = 1e-8  # advantages are float32: of a group without any they are exactly 0, or rounding
+ZERO = 1e-8  # a smaller float32 advantage is 0 up to rounding
 
 
 def summary(record: RolloutRecord) -> Row:
-    """The numbers of a batch, by name."""
+    """The metrics of a batch, by name."""
     tokens_N, scored_N, passed_N = record.lengths_N, ~np.isnan(record.reward_N), record.passed_N
     row: Row = {
         "batch": record.batch,
@@ -54,8 +54,8 @@ def summary(record: RolloutRecord) -> Row:
 
 
 def _zero_groups(record: RolloutRecord) -> float | None:
-    """The share of groups whose answers have no advantage over each other; None where nothing is
-    rewarded, as in distillation."""
+    """The share of groups whose answers all have equal advantages; None without rewards, as in
+    distillation."""
     if np.isnan(record.reward_N).all():
         return None
     is_zero_N = np.abs(record.advantage_N) <= ZERO
@@ -65,7 +65,7 @@ def _zero_groups(record: RolloutRecord) -> float | None:
 
 
 def _of_sources(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
-    """Of each source and mode what its answers got."""
+    """Means over the answers of each source and mode."""
     places = dict.fromkeys((task.source, task.mode) for task in record.tasks)
     passed_N = record.passed_N
     of_tasks = np.array([list(places).index((t.source, t.mode)) for t in record.tasks], np.int64)
@@ -81,7 +81,7 @@ def _of_sources(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
 
 
 def _of_parts(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
-    """Of each part that scored an answer its mean."""
+    """The mean of each part that scored an answer."""
     for place, part in enumerate(record.parts):
         score = _mean(record.parts_NP[:, place])
         if score is not None:
@@ -89,7 +89,7 @@ def _of_parts(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
 
 
 def _of_time(record: RolloutRecord) -> Row:
-    """Seconds by what they were spent on, their sum, and how fast answers came."""
+    """Seconds by activity, their sum, counts, and the speed of sampling."""
     row: Row = {f"seconds/{name}": float(value) for name, value in record.seconds.items()}
     if (coefficient := record.state.get("entropy_coefficient")) is not None:
         row["entropy_coefficient"] = float(coefficient)
@@ -101,7 +101,7 @@ def _of_time(record: RolloutRecord) -> Row:
 
 
 def _mean(values: Array) -> float | None:
-    """Of the known ones; None where there is none."""
+    """The mean of the known values; None where there is none."""
     known = _known(values)
     return float(known.mean()) if len(known) else None
 

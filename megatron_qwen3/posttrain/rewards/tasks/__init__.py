@@ -1,1 +1,1 @@
-"""Kinds of tasks that come with the project, each an endless supply: `kinds.task("code", 0, n)`."""
+"""Endless generators of tasks that come with the project: `kinds.task("code", 0, n)`."""

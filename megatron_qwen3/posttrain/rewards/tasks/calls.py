@@ -1,4 +1,4 @@
-"""Function calling: a request, a few tools, and the calls that it takes."""
+"""Function-calling tasks: a request, a few tools, and the right calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PEOPLE = ("Ada", "Bruno", "Chen", "Dora", "Emil", "Fatima")
 
 
 class _Tool(NamedTuple):
-    """parameters: of JSON Schema, all of them needed; draw: arguments; said: requests for them."""
+    """parameters: of JSON Schema, all required; arguments: draws their values; said: requests."""
 
     name: str
     description: str

@@ -1,4 +1,4 @@
-"""Multiple choice: a question with one right option among four or five, in any order."""
+"""Multiple-choice tasks: a question with one right option among four or five, in any order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ASKED = {
 
 
 def choice(draw: TaskDraw) -> Made:
-    """One of three kinds of questions."""
+    """A task of one of three kinds of questions."""
     question = draw.choice((_sum, _largest, _multiple))
     text, language, right, wrong = question(draw, draw.randint(3, 4))
     options = [right, *wrong]

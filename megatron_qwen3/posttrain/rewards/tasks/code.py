@@ -1,4 +1,4 @@
-"""Functions to be written, with unit tests that were computed by a function of ours."""
+"""Coding tasks: a function to write, with unit tests computed by a reference function."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WORDINGS = {
 
 
 class _Family(NamedTuple):
-    """task: what the function does, with fields of `settings`; body: its source, with the same."""
+    """task: description of the function, with fields of `settings`; body: its source, likewise."""
 
     name: str
     arguments: str
@@ -148,7 +148,7 @@ _FAMILIES = (
 
 
 def code(draw: TaskDraw) -> Made:
-    """A function of one argument, and what it returns for some arguments."""
+    """A function of one argument, with its results for some arguments."""
     family = draw.choice(_FAMILIES)
     settings = family.settings(draw)
     source = f"def {family.name}({family.arguments}):\n    {family.body.format(**settings)}\n"
@@ -170,7 +170,7 @@ def code(draw: TaskDraw) -> Made:
 def _examples(
     draw: TaskDraw, family: _Family, function: Callable[..., Any]
 ) -> list[tuple[tuple[Any, ...], Any]]:
-    """Arguments and results, which are not all the same: no constant passes for the function."""
+    """Arguments and results, not all equal, so that no constant function passes."""
     for _ in range(_ATTEMPTS):
         inputs = [family.inputs(draw) for _ in range(_TESTS)]
         results = [function(*arguments) for arguments in inputs]

@@ -1,4 +1,4 @@
-"""Countdown: reach a target with given numbers. The numbers come with one way to it."""
+"""Countdown tasks: reach a target with given numbers; a solution is known to exist."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _WORDINGS = {
 
 
 def countdown(draw: TaskDraw) -> Made:
-    """3 to 5 numbers of 1 to 25, of which 2 or more make a target of 1 to 999."""
+    """3 to 5 numbers from 1 to 25; 2 or more of them make a target from 1 to 999."""
     numbers = [draw.randint(1, 25) for _ in range(draw.randint(3, 5))]
     expression, target = _way(draw, draw.sample(numbers, draw.randint(2, len(numbers))))
     language, wording = draw.wording(_WORDINGS)

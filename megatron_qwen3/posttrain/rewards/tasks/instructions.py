@@ -1,4 +1,4 @@
-"""Instructions that a program can check, one to three at once: those of IFEval that go together."""
+"""Instruction-following tasks: one to three of IFEval's instructions that do not conflict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENDS = ("That is all for today.", "Nothing more needs to be said.", "See you to
 
 
 class _Instruction(NamedTuple):
-    """said: to the model; spec: how it is checked; follow: make a text that follows it."""
+    """said: the instruction; spec: its check; follow: changes a text so that it follows it."""
 
     said: str
     spec: dict[str, Any]
@@ -89,7 +89,7 @@ def _with_end(draw: TaskDraw) -> _Instruction:
     return _Instruction(said, spec, lambda text: f"{text.rstrip()} {phrase}")
 
 
-_INSTRUCTIONS = (  # in the order in which a text is made that follows them
+_INSTRUCTIONS = (  # in the order in which a following text is built
     _with_title,
     _with_keywords,
     _without_words,
@@ -104,7 +104,7 @@ _KEPT_BY_SAYING_NOTHING = (_without_words, _without_commas, _in_small_letters)
 
 
 def instructions(draw: TaskDraw) -> Made:
-    """1 to 3 of them, of which one at least takes more than a word; all must be followed."""
+    """1 to 3 instructions, at least one of which needs more than a word; all must be followed."""
     chosen: list[int] = []
     while all(_INSTRUCTIONS[n] in _KEPT_BY_SAYING_NOTHING for n in chosen):
         chosen = sorted(draw.sample(range(len(_INSTRUCTIONS)), draw.randint(1, 3)))

@@ -1,8 +1,8 @@
-"""Every kind of task by its name: `task("countdown", seed=0, number=17)`.
+"""The kinds of tasks by name: `task("countdown", seed=0, number=17)`.
 
 A kind is one generator or several, of ours or of reasoning-gym, with settings that small models can
-learn at; task n is made by generator n modulo their number. A task is a function of kind, seed and
-number, and there is no last one. `roles` and `writing` can be scored by a judge alone.
+learn from; task n comes from generator n modulo their number. A task is a function of kind, seed
+and number, and numbers have no end. Only a judge can score `roles` and `writing`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 from megatron_qwen3.toml import did_you_mean
 
 OWN = "own:"
-ASKED = tagged(ENGLISH)  # how an answer to reasoning-gym's questions is asked for
-_BLOCK = 256  # tasks of one generator of reasoning-gym, which draws task k from (its seed + k)
+ASKED = tagged(ENGLISH)  # instruction on the form of an answer to reasoning-gym's questions
+_BLOCK = 256  # tasks per seed of a reasoning-gym generator, which draws task k from (seed + k)
 _ATTEMPTS = 20  # to make a task
 Generator = Callable[[TaskDraw], Made]
 
@@ -105,7 +105,7 @@ KINDS: dict[str, tuple[Generator | Gym, ...]] = {
 
 
 def check_kind(kind: str) -> None:
-    """ConfigError, with those there are, where there is no such kind."""
+    """ConfigError, with a suggestion, for an unknown kind."""
     if kind not in KINDS:
         guess = did_you_mean(kind, KINDS) or f"; valid: {', '.join(KINDS)}"
         raise ConfigError(f"{OWN}{kind}: no kind of task{guess}")
@@ -146,11 +146,11 @@ def _of_made(kind: str, seed: int, number: int, made: Made) -> Task:
 
 
 def gym_task(dataset: str, settings: Mapping[str, Any], seed: int, number: int) -> Task:
-    """Task `number` of a generator of reasoning-gym, without an end.
+    """Task `number` of a generator of reasoning-gym, as an endless source.
 
-    It makes task k of a seed from (seed + k), so that neighbouring seeds have the same tasks: each
+    It draws task k of a seed from (seed + k), so that neighbouring seeds share tasks: here each
     block of tasks has a seed of its own, far from the others. CannotJudge where there is no such
-    generator, or no setting of a name.
+    generator, or it has no such setting.
     """
     gym.check_name(dataset)
     drawn, entry = _drawn(dataset, settings, seed, number)
@@ -177,8 +177,8 @@ def gym_task(dataset: str, settings: Mapping[str, Any], seed: int, number: int) 
 def _drawn(
     dataset: str, settings: Mapping[str, Any], seed: int, number: int
 ) -> tuple[int, dict[str, Any]]:
-    """(the generator's seed, its entry). Some generators find no task now and then, or one whose
-    answer is an empty text, which nobody can give: those are drawn again, by another seed."""
+    """(the generator's seed, its entry). Some generators occasionally find no task, or one whose
+    answer is an empty text, which no answer can match: those are drawn again with another seed."""
     block, index = divmod(number, _BLOCK)
     for attempt in range(_ATTEMPTS):
         drawn = _seed_of(seed, block, attempt)
@@ -186,7 +186,7 @@ def _drawn(
             entry = gym.task(dataset, drawn, _BLOCK, index, dict(settings))[1]
         except CannotJudge:
             raise
-        except Exception as error:  # of the generator, in a way of its own
+        except Exception as error:  # a generator may raise anything
             found = f"{type(error).__name__}: {error}"
             continue
         if entry.get("answer") != "":
@@ -196,6 +196,6 @@ def _drawn(
 
 
 def _seed_of(*numbers: int) -> int:
-    """31 bits of them all."""
+    """A seed of 31 bits from several numbers."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

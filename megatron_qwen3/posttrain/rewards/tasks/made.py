@@ -1,9 +1,9 @@
-"""What a generator of tasks makes, and what all of them draw from.
+"""The result of a task generator, and the source of randomness that generators share.
 
     def countdown(draw: TaskDraw) -> Made: ...
 
 A generator is a function of a `TaskDraw` alone, a random number generator that knows a few
-languages: the same draw is the same task, on every machine.
+languages: equal draws give equal tasks, on every machine.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _AS_TAGGED = {
 
 
 class Made(NamedTuple):
-    """A task without its number. text: what the user says; gold: a right answer, as a model would
-    write it, "" where only a judge can say; system: of a role that the model plays."""
+    """A task without its number. text: the user's message; gold: a right answer, as a model would
+    write it, "" where only a judge can score; system: the role for the model to play."""
 
     text: str
     verifier: Mapping[str, Any] = {}
@@ -43,10 +43,10 @@ class TaskDraw(random.Random):
     """Random choices of one task, by its kind, seed and number."""
 
     def __init__(self, kind: str, seed: int, number: int) -> None:
-        super().__init__(f"{kind}/{seed}/{number}")  # by SHA-512, alike on every machine
+        super().__init__(f"{kind}/{seed}/{number}")  # by SHA-512, equal on every machine
 
     def wording(self, by_language: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-        """(language, one of its wordings): half of them English."""
+        """(language, one of its wordings); half of the draws are English."""
         others = [name for name in by_language if name != ENGLISH]
         is_english = not others or (ENGLISH in by_language and self.random() < 0.5)
         language = ENGLISH if is_english else self.choice(others)
@@ -54,7 +54,7 @@ class TaskDraw(random.Random):
 
 
 def tagged(language: str) -> str:
-    """How an answer is asked for between tags, which only its last part is in."""
+    """The instruction to put the final answer between tags."""
     return f"\n\n{_AS_TAGGED[language]}"
 
 

@@ -1,4 +1,4 @@
-"""Questions about passages, of which the right one must be cited."""
+"""Retrieval tasks: questions about passages, with the right passage to be cited."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Person(NamedTuple):
 
 
 def retrieval(draw: TaskDraw) -> Made:
-    """3 to 6 passages of one person each; one question in eight is of somebody else."""
+    """3 to 6 passages about one person each; one question in eight is about somebody else."""
     count = draw.randint(3, 6)
     first, last = draw.sample(_FIRST, count + 1), draw.sample(_LAST, count + 1)
     names = [f"{a} {b}" for a, b in zip(first, last, strict=True)]

@@ -1,4 +1,4 @@
-"""JSON by a schema: facts in words, to be written as JSON of a schema drawn at random."""
+"""JSON tasks: facts in words, to be written as JSON by a schema drawn at random."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDINGS = {
     CHINESE: ("请把下列内容写成符合该模式的一个 JSON 文档，不要写其他内容。",),
 }
 _WORDS = ("amber", "birch", "cobalt", "dune", "ember", "fjord", "grove", "harbor")
-_Drawn = tuple[dict[str, Any], Any]  # of a schema and a value
+_Drawn = tuple[dict[str, Any], Any]  # a schema and a value
 
 
 def _text(draw: TaskDraw) -> _Drawn:
@@ -70,7 +70,7 @@ _FIELDS: dict[str, Callable[[TaskDraw], _Drawn]] = {
 
 
 def schema(draw: TaskDraw) -> Made:
-    """An object of 2 to 4 fields, or one with another one in it."""
+    """An object of 2 to 4 fields, or one that contains another object."""
     described, value = _object(draw, draw.sample(sorted(_FIELDS), draw.randint(2, 4)))
     if draw.random() < 0.4:
         inner, item = _object(draw, draw.sample(sorted(_FIELDS), 2))

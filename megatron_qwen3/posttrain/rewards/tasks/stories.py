@@ -19,7 +19,7 @@ _BOXED = {
     SPANISH: " Pon el número final en \\boxed{}.",
     CHINESE: "请把最终的数字写在 \\boxed{} 里。",
 }
-_SHOP = {  # a things of b each, c paid: what comes back
+_SHOP = {  # a things of b each, c paid: the change
     ENGLISH: (
         "{name} buys {a} notebooks for {b} dollars each and pays with {c} dollars. How many "
         "dollars does {name} get back?",
@@ -63,7 +63,7 @@ _NAMES = ("Anna", "Ben", "Clara", "David", "Eva", "Felix", "Maria", "Noah", "Sof
 
 
 def story(draw: TaskDraw) -> Made:
-    """Change at a shop, or things that are shared."""
+    """A problem on change at a shop, or on sharing things."""
     a, b = draw.randint(2, 9), draw.randint(2, 12)
     if draw.random() < 0.5:
         answer = draw.randint(0, 40)

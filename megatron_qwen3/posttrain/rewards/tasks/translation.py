@@ -1,7 +1,7 @@
-"""Translation of short sentences whose every word is in a dictionary of four languages.
+"""Translation tasks: short sentences, all of whose words are in a dictionary of four languages.
 
-A sentence says the colour of one thing, or of two; there is one way to say it, but for capitals and
-the full stop, so that a verifier can tell.
+A sentence tells the colour of one thing, or of two; apart from capitals and the full stop it has
+one translation, so that a verifier can check it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Roles and open writing: tasks that a judge scores by a checklist. A role keeps a rule, too, that
-a verifier can see."""
+"""Role play and open writing, which a judge scores by a checklist. A role also has a rule that a
+verifier can check."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _WRITE = {
 
 
 def role(draw: TaskDraw) -> Made:
-    """A question to somebody who is to be played, and who ends with a phrase."""
+    """A question to a role, which the model plays and ends with a given phrase."""
     name, phrase = draw.choice(_ROLES)
     question = draw.choice(_QUESTIONS)
     return Made(

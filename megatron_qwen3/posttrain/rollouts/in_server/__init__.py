@@ -1,1 +1,1 @@
-"""What vLLM imports within its own processes, with none of this package around it."""
+"""Modules that vLLM imports within its own processes; they import nothing of this package."""

@@ -1,15 +1,15 @@
-"""New weights for a running vLLM: `vllm serve … --worker-extension-cls mq3_refit.Refit`.
+"""Loads new weights into a running vLLM: `vllm serve … --worker-extension-cls mq3_refit.Refit`.
 
     PYTHONPATH=…/megatron_qwen3/posttrain/rollouts/in_server vllm serve …
 
 Each worker gets the methods of `Refit`, which the trainer calls over HTTP (`refit.py`). This file
-needs torch alone, and safetensors for folders: it is all that a machine with vLLM must have of us.
+needs only torch, and safetensors for folders: a machine with vLLM needs nothing else of ours.
 
-What vLLM loads into a running model is checked by nobody there: a missing part of a fused matrix
-leaves memory as it was found, experts without their kernel's packing give garbage, a tied head
-stays the old one. So names and shapes are compared with what the model's configuration says before
-the model is touched, every expert kernel is made anew, and each tensor that arrives has a checksum.
-After a failure the model is not whole: the trainer starts the server again.
+vLLM does not check the weights that it reloads: a missing part of a fused matrix leaves the old
+values in memory, experts without their kernel's packing give garbage, a tied head stays the old
+one. So names and shapes are compared with the model's configuration before the model is touched,
+every expert kernel is made anew, and each tensor has a checksum. After a failure the model is not
+whole: the trainer starts the server again.
 """
 
 import time
@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
-Table = list[list[Any]]  # of each tensor: name, shape, dtype as torch names it
+Table = list[list[Any]]  # for each tensor: name, shape, dtype as torch names it
 
-_WORDS = 1 << 20  # of a tensor that are widened to 64 bits at once
+_WORDS = 1 << 20  # words of a tensor that are widened to 64 bits at once
 _PRIME = 1_000_003
-_ALIGNED = 16  # bytes: where a tensor begins within a bucket
+_ALIGNED = 16  # bytes: alignment of tensors within a bucket
 
 
 def checksum(tensor: Tensor) -> int:
-    """A number of 64 bits that another value, or another place of two values, changes.
+    """A number of 64 bits that changes when a value changes or two values swap places.
 
-    The sum of (2i + 1) w_i over the words w_i of each block, and these as digits; modulo 2^64. On
-    the device of the tensor.
+    The sum of (2i + 1) w_i over the words w_i of each block; the blocks' sums are the digits of the
+    number; modulo 2^64. Computed on the tensor's device.
     """
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     is_wide = data.numel() % 4 == 0 and data.storage_offset() % 4 == 0
@@ -57,7 +57,7 @@ def places(table: Table) -> tuple[list[tuple[int, int]], int]:
 
 
 def views(table: Table, flat: Tensor) -> list[tuple[str, Tensor]]:
-    """The tensors of a bucket within its buffer, uint8."""
+    """The tensors of a bucket as views of its buffer, uint8."""
     return [
         (name, flat[start : start + size].view(getattr(torch, dtype)).view(shape))
         for (name, shape, dtype), (start, size) in zip(table, places(table)[0], strict=True)
@@ -65,12 +65,12 @@ def views(table: Table, flat: Tensor) -> list[tuple[str, Tensor]]:
 
 
 class Link:
-    """A process group of the trainer, rank 0, and all workers, beside whatever groups there are."""
+    """A process group of the trainer, rank 0, and all workers, apart from all other groups."""
 
     def __init__(
         self, host: str, port: int, rank: int, size: int, backend: str, seconds: float
     ) -> None:
-        """port: 0 lets rank 0 choose a free one, `self.port`."""
+        """port: 0 lets rank 0 choose a free one, told in `self.port`."""
         patience = timedelta(seconds=seconds)
         self._store: Any = c10d.TCPStore(
             host, port, size, is_master=rank == 0, timeout=patience, wait_for_workers=False
@@ -80,11 +80,11 @@ class Link:
         self._group: Any = None
 
     def all_are_here(self) -> bool:
-        """Whether all the others wait to join, as rank 0 sees it; asked without waiting."""
+        """Whether all the others wait to join, as rank 0 sees it; does not wait."""
         return bool(self._store.check([f"here {rank}" for rank in range(1, self._size)]))
 
     def join(self) -> None:
-        """Wait for all the others, as long as `seconds`."""
+        """Wait for all the others, at most `seconds`."""
         self._store.set(f"here {self._rank}", "yes")
         store = c10d.PrefixStore(self._backend, self._store)
         if self._backend == "gloo":
@@ -95,12 +95,12 @@ class Link:
             self._group = c10d.ProcessGroupNCCL(store, self._rank, self._size, options)
 
     def close(self) -> None:
-        """Leave: whoever still waits for something hears of it."""
+        """Leave; a rank that still waits for a message gets an error."""
         self._group = self._store = None
 
     def send(self, x: Tensor, seconds: float | None = None) -> None:
-        """`x` of rank 0, into `x` of all the others. RuntimeError after so many seconds, where they
-        are fewer than those of the group."""
+        """Send `x` of rank 0 into `x` of all the others. RuntimeError after `seconds`, if fewer
+        than the group's."""
         options = c10d.BroadcastOptions()
         options.rootRank = 0
         patience = self._patience if seconds is None else timedelta(seconds=seconds)
@@ -110,7 +110,7 @@ class Link:
 
 
 def expected(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Qwen3 by its config.json, and lm_head also where it is tied."""
+    """Names and shapes of a Qwen3's tensors by its config.json; lm_head even where it is tied."""
     hidden, vocabulary = config.hidden_size, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
@@ -153,7 +153,7 @@ def _swiglu(prefix: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def faults(table: Table, config: Any) -> list[str]:
-    """What of a table is not the model's: one line for each tensor."""
+    """Differences between a table and the model: one line for each tensor."""
     wanted, seen = expected(config), set[str]()
     found = []
     for name, shape, _ in table:
@@ -168,16 +168,16 @@ def faults(table: Table, config: Any) -> list[str]:
 
 
 class Refit:
-    """Methods of vLLM's workers; each answers with a table: {"error": why}, or what it did."""
+    """Methods of vLLM's workers; each returns a table: {"error": why}, or its result."""
 
     def mq3_check(self, table: Table) -> dict[str, Any]:
-        """Whether these tensors are the model's; touches nothing."""
+        """Check that these tensors are the model's; changes nothing."""
         found = faults(table, self._mq3_config())
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         return {"error": "; ".join(found[:3]) + more} if found else {"rank": self.rank}  # type: ignore[attr-defined]
 
     def mq3_from_folder(self, path: str, table: Table, checksums: list[int]) -> dict[str, Any]:
-        """Take the weights of a folder of safetensors files."""
+        """Load the weights of a folder of safetensors files."""
         return self._mq3_take(
             table, _of_folder(Path(path)), dict(zip(_names(table), checksums, strict=True))
         )
@@ -192,23 +192,23 @@ class Refit:
         seconds: float,
         buckets: list[Table],
     ) -> dict[str, Any]:
-        """Take the weights that rank 0 of a process group sends bucket by bucket.
+        """Load the weights that rank 0 of a process group sends bucket by bucket.
 
         first: rank of this server's first worker in a group of `size`. {"unbegun": why} where the
-        group did not come about: nothing was touched.
+        group was not established: the weights are unchanged.
         """
         table = [row for bucket in buckets for row in bucket]
         rank = first + self.rank  # type: ignore[attr-defined]
         try:
             link = Link(host, port, rank, size, backend, seconds)
             link.join()
-        except RuntimeError as error:  # of torch: another one did not come
+        except RuntimeError as error:  # torch: another process did not join
             return {"unbegun": str(error)}
         device = "cpu" if backend == "gloo" else torch.device("cuda", torch.cuda.current_device())
         checksums: dict[str, int] = {}
         stream = _of_group(link, buckets, checksums, device)
         done = self._mq3_take(table, stream, checksums)
-        for _ in stream:  # whatever failed here, the trainer sends to the end
+        for _ in stream:  # even after a failure here, the trainer sends to the end
             pass
         return done
 
@@ -225,7 +225,7 @@ class Refit:
         missing = {name: (tuple(shape), dtype) for name, shape, dtype in table}
         try:
             self.reload_weights(weights_iterator=_checked(stream, missing, checksums))  # type: ignore[attr-defined]
-        except Exception as error:  # whoever asked is told, in the trainer's log
+        except Exception as error:  # the trainer logs it
             return {"error": f"{type(error).__name__}: {error}", "is_broken": True}
         if missing:
             return {"error": f"{next(iter(missing))} did not arrive", "is_broken": True}
@@ -256,7 +256,7 @@ def _of_folder(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _of_group(
     link: Link, buckets: list[Table], checksums: dict[str, int], device: Any
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors as they arrive; of each bucket its checksums come first, into `checksums`."""
+    """Tensors as they arrive; a bucket's checksums come first and go into `checksums`."""
     for table in buckets:
         sums = torch.empty(len(table), dtype=torch.int64, device=device)
         flat = torch.empty(places(table)[1], dtype=torch.uint8, device=device)
@@ -271,7 +271,7 @@ def _checked(
     missing: dict[str, tuple[tuple[int, ...], str]],
     checksums: dict[str, int],
 ) -> Iterator[tuple[str, Tensor]]:
-    """The stream, while it is what was announced; what came goes out of `missing`."""
+    """The stream, checked against its announcement; arrived tensors are removed from `missing`."""
     for name, tensor in stream:
         kind = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         if missing.pop(name, None) != kind:
