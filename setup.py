@@ -1,4 +1,4 @@
-"""Packaging. Each dependency says what it is for; `make quickstart` and `make test` install it.
+"""Packaging. A dependency has its purpose beside it; `make quickstart` and `make test` install it.
 
 The base plans, launches and reports, without torch; every other command says which extra it needs
 (EXTRA_OF in megatron_qwen3/cli/commands.py).
@@ -14,7 +14,7 @@ setup(
     name="megatron_qwen3",
     version="0.1.0",
     description="Train Qwen3 from raw text to an aligned model, on megatron-core",
-    # Images install what is asked for here before the rest of the project is there.
+    # Images install these dependencies before the rest of the project is there.
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     author="The megatron_qwen3 authors",
@@ -52,7 +52,7 @@ setup(
         "msgspec",  # JSON lines to checked documents at hundreds of MB/s
         "rich",  # progress bar and tables
         "matplotlib",  # pictures of the report
-        "jinja2>=3.1",  # pages: templates that escape what they are given
+        "jinja2>=3.1",  # pages: templates that escape their input
         "scipy",  # scaling laws: L-BFGS and non-negative least squares
         "argcomplete>=3.5,<4",  # completion in bash, zsh and fish
     ],
@@ -97,8 +97,8 @@ setup(
             "trafilatura>=2,<3",  # the text of a page (Apache-2.0)
             "lxml_html_clean",  # which its justext needs
             "warcio",  # archives of crawls, as datatrove reads them
-            "faust-cchardet",  # what a page is encoded in
-            "python-magic",  # what a record is; needs libmagic1 of the system
+            "faust-cchardet",  # finds the encoding of a page
+            "python-magic",  # finds the type of a record; needs libmagic1 of the system
         ],
         "urls": ["tldextract", "fasteners", "pyahocorasick"],  # datatrove's filter of URLs
         "posttrain": [  # verifiers of answers
@@ -114,7 +114,7 @@ setup(
         # Gradient boosting of losses on mixtures: a foundation's, two releases a year, no torch.
         "mixture": ["scikit-learn>=1.4"],
         "benchmarks": ["trl==1.16.0"],  # whose SFTTrainer benchmarks/sft.py is timed against
-        # data.loader = "dali": 270 MB with what it needs. Drivers of CUDA 12 take -cuda120 of it.
+        # data.loader = "dali": 270 MB with dependencies. Drivers of CUDA 12 take -cuda120 of it.
         "dali": ["nvidia-dali-cuda130==2.4.0; sys_platform == 'linux'"],
         "wandb": ["wandb"],  # only where log.wandb_project is set
     },

@@ -110,7 +110,7 @@ def dca_values(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     )
     if len(rope_values(path, config)) > 1:
         raise ConfigError(
-            f"{path}: rope_scaling with {DCA_FIELD}: what reads the second ignores the first; "
+            f"{path}: rope_scaling with {DCA_FIELD}: readers of the second ignore the first; "
             "remove one of them, and set [rope] yourself where both are meant"
         )
     values = {"rope.dca_chunk_size": size, "rope.dca_local_size": local}

@@ -29,7 +29,7 @@ _EVALUATIONS = 25
 
 def fit(runs: Sequence[PublishedRun], report: Callable[[str], None] = print) -> dict[str, float]:
     """Constants for which `runs` are predicted best; the search begins at the priors, so that
-    nothing but `runs` and what was expected is in them.
+    they depend on `runs` and on the priors alone.
 
     Untuned runs, which say little about reachable speed, count a tenth; Qwen3's count threefold.
     """

@@ -312,7 +312,7 @@ class LayerTimer:
 
     @property
     def _sends_over_efa(self) -> bool:
-        """Whether threads of the hosts send what leaves their nodes."""
+        """Whether threads of the hosts send the data that leaves their nodes."""
         leaves = self.layout.world_size > self.cluster.nvlink_domain
         return leaves and self.cluster.network == "efa"
 

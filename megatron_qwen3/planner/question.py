@@ -68,7 +68,7 @@ def ask(
 
     model: as named_model takes it. gpu: of hardware/, or a TOML file of a cluster.
     global_batch: sequences of a step; about 8.4M tokens without. precision: of PRECISIONS, or auto.
-    hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: what is pinned.
+    hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: the pins.
     """
     cluster, fixed = hardware.load(gpu), fixed or {}
     sizes = {"gpus": gpus, "sequence_length": sequence_length}

@@ -98,7 +98,7 @@ def _undivided(question: Question) -> str:
 
 
 def _row_fault(question: Question) -> str:
-    """What a row's length must be a multiple of, where one that is has a layout; or ""."""
+    """The unit that a row's length must be a multiple of, if such a length has a layout; or ""."""
     pinned, length = dict(question.fixed), question.sequence_length
     tensor, context = (int(pinned.get(name, 1)) for name in ("tensor", "context"))
     shares = ParallelConfig(tensor=tensor, context=context)

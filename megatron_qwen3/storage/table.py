@@ -3,8 +3,8 @@
 `.metadata` has the place of every chunk of every tensor. It is a pickle, and the chunks and the few
 objects between them are torch.save files, with pickles of their own. torch and megatron-core never
 unpickle any of them: `pickles.py` reads them without running them, and the rest of the project sees
-a checkpoint only through this `CheckpointTable`. It holds only numbers and text; every chunk lies within
-its tensor and its file, and no two overlap in either. Types have torch's names; nothing here
+a checkpoint only through this `CheckpointTable`. It holds only numbers and text; every chunk lies
+within its tensor and its file, and no two overlap in either. Types have torch's names; nothing here
 imports torch.
 """
 

@@ -4,9 +4,9 @@
         batch = reader.batch(step, then=next_step)
 
 It is used like `reader.BatchReader` and gives the same batches to the bit, as its process calls the
-same `read(step)`. A pipeline counts its batches from the step that it starts with: this step is all its
-state, and DALI's own checkpoints are not used. Where steps are not consecutive, as after a batch
-that is left out, a new pipeline is started.
+same `read(step)`. A pipeline counts its batches from the step that it starts with: this step is all
+its state, and DALI's own checkpoints are not used. Where steps are not consecutive, as after a
+batch that is left out, a new pipeline is started.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
         batch = batches.batch(step, then=next_step)
 
 data.loader chooses the reader: a thread (`BatchReader`) or DALI (`dali.py`). `read(step)` must
-return the same for a step at any time; its errors are raised when the step's turn comes, and not at all
-for steps that are left out. For a GPU the thread's batches lie in pinned memory, from which
+return the same for a step at any time; its errors are raised when the step's turn comes, and not at
+all for steps that are left out. For a GPU the thread's batches lie in pinned memory, from which
 `TokenBatch.to` copies without waiting.
 """
 

@@ -182,7 +182,7 @@ class Saver:
         seals |= {name: manifest.seal(partial / name) for name in names}
         manifest.write(partial, seals)
         if faults := manifest.faults(partial):
-            raise OSError("files differ from what was written: " + "; ".join(faults[:3]))
+            raise OSError("files differ from the written bytes: " + "; ".join(faults[:3]))
         self.sync_log()
         folder.publish(partial)
         kept = self.config.checkpoint

@@ -1,4 +1,4 @@
-"""examples/long_context.sh from the first text to the page: a model really trained so far."""
+"""examples/long_context.sh from the first text to the page, with a really trained model."""
 
 import json
 import os

@@ -137,7 +137,7 @@ def test_a_bad_batch_is_left_out_and_told_by_the_lines_of_its_dialogs(settings, 
     config = load([], arguments(settings, tmp_path))
     mixture = DialogMixture(config)
     named = mixture.describe(mixture.rows(3 * broken.BATCH, broken.BATCH))
-    assert f"by the lines of what was tokenized, {named}" in " ".join(told.split())
+    assert f"by the lines of the tokenized files, are {named}" in " ".join(told.split())
     found = rows(tmp_path / "run", "train")
     assert [row["step"] for row in found] == [1, 2, 3, 5, 6]
     assert found[-1]["tokens"] == 5 * broken.BATCH * broken.LENGTH

@@ -280,7 +280,7 @@ def test_a_length_factor_is_that_of_the_longest_text(tmp_path):
 @pytest.mark.parametrize(
     ("dca", "more", "named"),
     [
-        (DCA, {"rope_scaling": YARN, "rope_parameters": None}, "reads the second ignores the"),
+        (DCA, {"rope_scaling": YARN, "rope_parameters": None}, "readers of the second ignore the"),
         (DCA | {"chunks": 1}, {}, "valid: a table of chunk_size"),
         ([], {}, "valid: a table of chunk_size"),
         (DCA | {"local_size": 120}, {}, "must be a multiple of 16"),

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         choices=[*_LEFT_OUT],
         help="predict each source's, or each GPU's, runs by constants fitted without them",
     )
-    text = "print JSON; what a fit says of itself goes to standard error"
+    text = "print JSON; the fit's progress goes to standard error"
     parser.add_argument("--json", action="store_true", help=text)
     parser.set_defaults(run=run)
 
