@@ -66,6 +66,7 @@ def trained(config):
 
 def asked(layout, *more):
     base = ["train.steps=3", "train.global_batch=8", "data.sequence_length=32"]
+    base += ["train.micro_batch=2"]
     return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
 
 
