@@ -15,12 +15,14 @@ from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+# Neither hidden nor what commands make in a checkout.
+MADE = re.compile(r"(^|/)\.(?!ci/)|^(runs|data|wheels|build)/|__pycache__")
 FILES = [
-    path.relative_to(ROOT).as_posix()
-    for path in ROOT.rglob("*")
-    if not re.search(r"/\.(?!ci)|/runs/|__pycache__", path.as_posix().removeprefix(str(ROOT)))
+    path.as_posix()
+    for path in (path.relative_to(ROOT) for path in ROOT.rglob("*"))
+    if not MADE.search(path.as_posix())
 ]
+TOP = {file.partition("/")[0] for file in FILES if "/" in file}
 NAV = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
 PAGES = sorted(path for path in FILES if path.endswith(".md"))
 # It says what earlier versions had, too.
