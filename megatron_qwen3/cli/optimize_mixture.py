@@ -1,9 +1,9 @@
-"""Find the mixture of text to train on by small runs, at the level of what labels tell apart.
+"""Find the mixture of text to train on by small runs, at the level of combinations of labels.
 
     python tools/optimize_mixture.py STUDY.toml             # here, resumable
     python tools/optimize_mixture.py STUDY.toml --submit    # SLURM job arrays; call it again when
                                                             # they are done
-    python tools/optimize_mixture.py STUDY.toml --report    # only what is there
+    python tools/optimize_mixture.py STUDY.toml --report    # only finished runs
 
 Texts whose labels go together (domain × quality × education × language × length, as shards keep
 them apart) are cells. Proxies, small models, are trained on a swarm of mixtures around the natural
@@ -54,7 +54,7 @@ def _parser(prog: str | None) -> Parser:
     parser.add_argument("study", type=Path, metavar="STUDY.toml")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--submit", action="store_true", help="as SLURM job arrays, not here")
-    how.add_argument("--report", action="store_true", help="only report what is done")
+    how.add_argument("--report", action="store_true", help="only report on finished runs")
     parser.add_argument("--by", metavar="LABEL,…", help="labels of cells, in place of the study's")
     grammar.add_minutes(parser.add_argument, default=60)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -98,7 +98,7 @@ def _run(given: argparse.Namespace) -> int:
 def _train(
     given: argparse.Namespace, study: "Study", points: Sequence["Point"], title: str
 ) -> list["Point"]:
-    """Run what is not done, or submit it; the points that failed here."""
+    """Run the unfinished points, or submit them; the points that failed here."""
     from megatron_qwen3.cores import cores
     from megatron_qwen3.studies import local, slurm
 
@@ -117,7 +117,7 @@ def _train(
 def _tell(
     corpus: "MixtureCorpus", parts: "Parts", kept: Sequence[str], points: Sequence["Point"]
 ) -> None:
-    """What will be tried, before it is."""
+    """Print the mixtures to be tried, before the runs."""
     from megatron_qwen3.model.flops import parameter_count
     from megatron_qwen3.studies.mixture.result import TRUSTED_PARAMETERS
     from megatron_qwen3.training.console import count

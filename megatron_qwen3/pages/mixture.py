@@ -1,6 +1,6 @@
-"""The page about a mixture found by small runs: its pictures, and where they and the tables stand.
+"""Writes the page about a mixture found by small runs: pictures, and places of these and tables.
 
-write(content, recipe, out)      # what mixture.json says, and the recipe's text
+write(content, recipe, out)      # of mixture.json, and the recipe's text
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def write(content: Content, recipe: str, out: Path) -> None:
         (f"{proxies['flops']:.2g}", "floating point operations of all runs"),
         (f"{content['fits'][0]['rank']:.2f}", "rank correlation of losses left out"),
     ]
-    body = [page.numbers(tiles), page.text("What came out", mixture_rows.sentences(content))]
+    body = [page.numbers(tiles), page.text("Result", mixture_rows.sentences(content))]
     body.append(page.FIGURES)
     body += [page.table(title, rows) for title, rows in mixture_rows.tables(content)]
     body.append(page.files("For mix_curriculum.py mix", [("recipe.toml", recipe)]))

@@ -1,4 +1,4 @@
-"""A study of mixtures as tables and sentences, out of what its mixture.json says."""
+"""Formats a study of mixtures, its mixture.json, as tables and sentences."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -81,7 +81,7 @@ def check_rows(content: Content) -> Rows:
 
 
 def sentences(content: Content) -> list[str]:
-    """What came out, and how far it is to be believed."""
+    """The result, and how reliable it is."""
     checks = {check["name"]: check for check in content["checks"]}
     found = [_verdict(check) for name, check in checks.items() if name != CELLS and CELLS in checks]
     fit, proxies = content["fits"][0], content["proxies"]
@@ -98,7 +98,7 @@ def sentences(content: Content) -> list[str]:
         )
     if len(content["stages"]) > 1:
         found.append(
-            "What was run is the last stage's mixture throughout; the schedule of stages is the "
+            "The checked run has the last stage's mixture all along; the schedule of stages is the "
             "lowest loss expected at the end of each (arXiv 2606.18663), and was not run."
         )
     return found

@@ -60,13 +60,13 @@ def _interleaved(pipeline: int, virtual: int, micro_batches: int) -> list[tuple[
 
 class _Linked(NamedTuple):
     """A pass of the whole pipeline: the rank that computes it, its stage (backward ones count on
-    from the forward ones), and the places of what it waits for and of what it gives."""
+    from the forward ones), and the places of its input and of its result."""
 
     rank: int
     stage: int
     before: int
     result: int
-    is_sent: bool  # what it waits for, from another stage
+    is_sent: bool  # its input, from another stage
 
 
 @lru_cache(maxsize=128)

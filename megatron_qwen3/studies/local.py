@@ -152,7 +152,7 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 
 
 def _tell_failure(point: Point, status: int, progress: "_Progress") -> None:
-    """ConfigError for what the very first point is refused for: it is likely wrong in all."""
+    """Raise the very first point's error as ConfigError: it is likely the same in all."""
     end = _end(point.config.run_dir / "launch.log")
     if not progress.done and end.startswith("error: "):
         raise ConfigError(f"{point.name}: {end.removeprefix('error: ')}")

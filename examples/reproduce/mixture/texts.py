@@ -1,9 +1,9 @@
-"""Documents of three domains, whose quality differs within each: what a mixture of cells can tell.
+"""Writes documents of three domains whose quality differs within each, for a mixture of cells.
 
     python examples/reproduce/mixture/texts.py --out runs/reproduce/mixture/documents
 
-A domain has its own words and its own facts: what a thing does, and to what. Good documents state
-facts, middling ones have every third word by chance, bad ones all of them. Most of the
+A domain has its own words and its own facts: a thing, its action, another thing. Good documents
+state facts, middling ones have every third word by chance, bad ones all of them. Most of the
 web is bad, most of stem is not. Whoever weighs domains alone takes the bad with the good.
 """
 
@@ -46,7 +46,7 @@ class Domain:
         }
 
     def document(self, rng: random.Random, noise: float) -> str:
-        """Sentences of three words; what one is about the next begins with."""
+        """Sentences of three words; each begins with the last thing of the one before."""
         thing, sentences = rng.choice(self.things), []
         for _ in range(SENTENCES):
             deed, others = rng.choice(self.facts[thing])

@@ -3,10 +3,10 @@
     for cell in cells(inventory, ["domain", "quality"], least=0.01):
         cell.name, cell.labels, cell.tokens       # "web/high", {"domain": ("web",), …}, 12_345
 
-Shards keep every combination of labels apart. Small runs cannot tell what little text is worth: so
+Shards keep every combination of labels apart. Small runs cannot rate little text: so
 values of a label that have too little are joined, beginning with the first label. A cell has one
 value of each of the first labels, one or some of the next, and any of the rest, as a row of a
-recipe can say. What has nothing to be joined with stays small.
+recipe can say. A value that no other can be joined with stays small.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Sums = Mapping[tuple[str, ...], Counter[str]]
 @dataclass(frozen=True)
 class LabelCell:
     """labels: the values that its texts may have, of those labels that decide; combinations: how
-    many were joined; documents, tokens, bytes: all that there is of it, what is held out too."""
+    many were joined; documents, tokens, bytes: all that there is of it, held-out text too."""
 
     labels: Mapping[str, tuple[str, ...]]
     combinations: int

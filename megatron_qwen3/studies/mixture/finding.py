@@ -1,4 +1,4 @@
-"""What the proxies of a study say: laws of loss, the best mixture, and how it did when it was run.
+"""Evaluates the proxies of a study: laws of loss, the best mixture, and its loss when it was run.
 
     tried = TriedMixtures.read(corpus, parts, shares_NP, points)  # losses of the runs that are done
     found = find(corpus, parts, tried)                            # fits, and a mixture of each name
@@ -40,7 +40,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class TriedMixtures:
-    """Mixtures and what came of them. targets: names, as results have them; weights_T: of the
+    """Mixtures and their losses. targets: names, as results have them; weights_T: of the
     objective, adding up to 1; loss_KNT: at the end of each stage, nats per token."""
 
     targets: tuple[str, ...]
@@ -147,7 +147,7 @@ def runs(
 
 
 def compared(tried: TriedMixtures, points: Mapping[str, Sequence[Point]]) -> list[CheckedMixture]:
-    """What is done of the runs of `runs`, seed by seed; the lowest loss first."""
+    """Finished runs of `runs`, seed by seed; the lowest loss first."""
     losses = {
         name: tuple(_objective(tried, point) for point in own)
         for name, own in points.items()

@@ -1,8 +1,8 @@
-"""The mixture with the lowest objective that a model of losses predicts, under caps.
+"""Finds the mixture with the lowest objective that a model of losses predicts, under caps.
 
     shares_P = lowest(fit.model, weights_T, natural_P, most_P, pull=0.01, tried_NP=candidates)
 
-What is searched is the weighted mean of the targets' losses, and `pull` times the Kullback–Leibler
+The objective is the weighted mean of the targets' losses, and `pull` times the Kullback–Leibler
 divergence of the mixture from the natural one: a law of some dozens of small runs is not to be
 believed far from all of them (Olmix does the same, arXiv 2602.12237). With laws this is convex:
 scipy finds its one lowest point. Of boosting the best of many mixtures are averaged, as RegMix

@@ -1,4 +1,4 @@
-"""What loss a mixture gives, learned from those that were tried: a law, and gradient boosting.
+"""Predicts the loss of a mixture from those that were tried: by a law, and by gradient boosting.
 
     fit = choose(shares_NP, loss_NT, weights_T)       # by cross-validation
     fit.model.predict(shares_NP) @ weights_T, fit.of_targets[0].r2
@@ -68,7 +68,7 @@ class Boosted:
         return np.stack([one.predict(shares_NP) for one in self.regressors], axis=1)
 
     def within(self, parts_GP: Array) -> Boosted:
-        """Of groups of what there were."""
+        """The same model of groups of its parts."""
         return Boosted(self.regressors, parts_GP @ self.parts_GP)
 
 

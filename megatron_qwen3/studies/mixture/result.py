@@ -1,4 +1,4 @@
-"""What a study of mixtures leaves: mixture.json, a recipe, and what it was going to try.
+"""Writes the files of a study of mixtures: mixture.json, a recipe, and the proposed mixtures.
 
     shares_NP = proposed(corpus, parts)              # the same again wherever a study goes on
     parts = parts_of(corpus)                         # of an older mixture.json, where one is reused
@@ -42,7 +42,7 @@ TRUSTED_PARAMETERS = 15e6  # below, proxies rank mixtures poorly: arXiv 2602.122
 
 
 def parts_of(corpus: MixtureCorpus) -> tuple[Parts, list[str]]:
-    """What is proposed, and the names of cells that keep their ratios.
+    """The parts of mixtures, and the names of cells that keep their ratios.
 
     ConfigError where the older study cannot be read, has other labels, or nothing changed.
     """
@@ -114,7 +114,7 @@ def write(
     rows: Sequence[CheckedMixture],
     points: Sequence[Point],
 ) -> dict[str, Any]:
-    """Write the recipe and mixture.json; returns what stands in the latter.
+    """Write the recipe and mixture.json; returns the content of the latter.
 
     ConfigError where `mix` would refuse the recipe.
     """

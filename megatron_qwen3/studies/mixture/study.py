@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 
 _PROXY = "proxy"  # the stage of a proxy's curriculum
 _DIGITS = 9  # of a share in a recipe
-_BELOW_CAPS = 1 - 1e-6  # for what rounding to them may add
+_BELOW_CAPS = 1 - 1e-6  # as rounding to them may add a little
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def _check_numbers(study: Study) -> None:
 
 @dataclass(frozen=True)
 class MixtureCorpus:
-    """The cells of a study's shards, and what proxies read of them.
+    """The cells of a study's shards, and the part that proxies read.
 
-    by: labels that decide; marks: what shards are known by; proxy: settings of all runs.
+    by: labels that decide; marks: of shards, by path; proxy: settings of all runs.
     """
 
     study: Study

@@ -1,11 +1,11 @@
-"""The mixtures that proxies are trained on: a swarm around the natural one.
+"""Draws the mixtures that proxies are trained on: a swarm around the natural one.
 
     parts = Parts.of_cells(count)                    # or Parts.kept(…), to propose some anew
     shares_NP = swarm(natural_P, most_P, 40, seed=1, temperature=2.0)
     shares_NP @ parts.cells_PC                       # the shares of cells
 
 Dirichlet's distribution around natural shares to the power 1 / temperature, from close to far away
-of them, as RegMix has it (arXiv 2407.01492); none above what caps on epochs allow. A number of
+of them, as RegMix has it (arXiv 2407.01492); none above the caps on epochs. A number of
 mixtures linear in that of cells is enough (Olmix, arXiv 2602.12237). Legend: N mixtures, P parts of
 which each is one cell, or some that keep their ratios, C cells, G groups of cells.
 """
@@ -29,7 +29,7 @@ PER_PART = 3  # mixtures, where a study does not say how many
 
 @dataclass(frozen=True)
 class Parts:
-    """What is proposed: parts, and how much of each cell a part is made of; rows add up to 1."""
+    """The parts of a mixture, and how much of each cell a part is made of; rows add up to 1."""
 
     cells_PC: Array
 
@@ -49,7 +49,7 @@ class Parts:
         return cls(np.vstack([together_C / together_C.sum(), single]))
 
     def natural(self, natural_C: Array) -> Array:
-        """Shares of the parts: what there is of their cells, [P]."""
+        """Natural shares of the parts: those of their cells, [P]."""
         shares_P = (self.cells_PC > 0) @ natural_C
         return np.asarray(shares_P / shares_P.sum())
 
@@ -104,6 +104,6 @@ def check_room(most_P: Array) -> None:
 
 
 def capped(shares_P: Array, most_P: Array) -> Array:
-    """These shares, in which what is above a cap goes to the others in proportion."""
+    """These shares, of which the excess over a cap goes to the others in proportion."""
     shares_P = np.maximum(shares_P, 1e-12)  # all others may be at their caps
     return np.array(fill(1.0, shares_P.tolist(), most_P.tolist()))
