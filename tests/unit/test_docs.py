@@ -132,6 +132,18 @@ def test_commands_of_a_page_are_taken_by_their_parsers(page, monkeypatch, capsys
         assert is_taken or (not call.is_whole and " required" in told), (call, told)
 
 
+def options_of(words):
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+def options_in(script):
+    """Options that a script, or a module that it imports from its own folder, adds."""
+    own = [script, *re.findall(r"(?:from|import) (benchmarks[\w.]*)", text_of(script))]
+    files = [f for f in FILES if f.startswith(tuple(o.replace(".", "/") for o in own[1:]))]
+    code = "".join(text_of(file) for file in [script, *files] if file.endswith(".py"))
+    return ["--help", *re.findall(r"\"(--[a-z][\w-]*)\"", code)]
+
+
 @pytest.mark.parametrize("page", OF_TODAY)
 def test_scripts_tests_and_targets_that_a_page_calls_exist(page):
     for words, _ in typed(page):
@@ -142,6 +154,9 @@ def test_scripts_tests_and_targets_that_a_page_calls_exist(page):
             for word in words[1:]:
                 is_file = word.endswith((".py", ".sh", ".sbatch")) and not THEIRS.search(word)
                 assert not is_file or word in FILES, words
+                if is_file and words[0] == "python":
+                    unknown = set(options_of(words)) - set(options_in(word))
+                    assert not unknown, (words, unknown)
         if "-m" in words[:-1] and words[words.index("-m") + 1].startswith("megatron_qwen3."):
             module = words[words.index("-m") + 1].rstrip(".").replace(".", "/")
             assert {f"{module}.py", f"{module}/__init__.py"} & {*FILES}, words
