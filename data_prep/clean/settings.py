@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from data_prep.bounds import QualityBounds
 from data_prep.classifiers import model_files
+from data_prep.clean.differences import changed_files, differences
 from data_prep.json_files import write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
@@ -26,7 +27,6 @@ from data_prep.minhash import Signing
 from data_prep.remote import files_below, is_url
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
-from megatron_qwen3.shown import shown
 from megatron_qwen3.toml import did_you_mean
 
 SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
@@ -42,8 +42,6 @@ OF_A_RUN = ("inputs", "out", "tasks", "hidden", "documents", "against", "keep_in
 # settings that they do not name.
 _NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
 _VALUES_BEFORE: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
-_SHOWN_DIFFERENCES = 5
-_SHOWN_CHARACTERS = 160  # of a value in a difference
 
 
 class CleaningInput(NamedTuple):
@@ -260,7 +258,7 @@ class CleanSettings:
             there = _begun(path)
             changed = [name for name in asked if there.get(name) != asked[name]]
             if changed == ["files"]:
-                names = _changed(there.get("files", {}), asked["files"])
+                names = changed_files(there.get("files", {}), asked["files"])
                 raise ConfigError(
                     f"{self.out}: since this cleaning began its inputs have changed ({names}); "
                     "take another folder, or remove it"
@@ -268,7 +266,7 @@ class CleanSettings:
             if changed:
                 raise ConfigError(
                     f"{self.out} holds a cleaning with other settings "
-                    f"({_differences(there, asked)}); take another folder, or remove it"
+                    f"({differences(there, asked)}); take another folder, or remove it"
                 )
             return
         self.check_folder()
@@ -367,34 +365,3 @@ def check_result(path: Path) -> None:
 
 def _is_cleaning(folder: Path) -> bool:
     return all((folder / name).exists() for name in (SETTINGS, "dropped"))
-
-
-def _changed(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
-    """The first files that are new, gone or changed."""
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first settings that differ, by their dotted names, with both values."""
-    old, new = (dict(_leaves(tree, "")) for tree in (before, now))
-    names = [
-        name
-        for name in [*new, *(name for name in old if name not in new)]
-        if old.get(name) != new.get(name) and name.partition(".")[0] in now
-    ]
-    told = [f"{name} was {_value(old, name)}, is {_value(new, name)}" for name in names]
-    return "; ".join(told[:_SHOWN_DIFFERENCES]) + ("; …" if len(told) > _SHOWN_DIFFERENCES else "")
-
-
-def _leaves(tree: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{name}{key}.")
-        elif not (name + key).startswith("files."):
-            yield name + key, value
-
-
-def _value(values: Mapping[str, Any], name: str) -> str:
-    text = shown(json.dumps(values[name], ensure_ascii=False)) if name in values else "not there"
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
