@@ -62,6 +62,7 @@ class School:
         return [
             *dialog_sets.settings(*sources, length=LENGTH, batch=BATCH),
             "model.preset=tiny-dense",
+            "model.num_layers=2",
             f"data.tokenizer={self.tokenizer}",
             f"run.dir={self.home}/runs",
             f"run.name={name}",

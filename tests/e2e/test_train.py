@@ -84,6 +84,7 @@ def arguments(folder, stage, run_dir, *more):
     return [
         str(folder / f"{stage}.toml"),
         "model.preset=tiny-moe",
+        "model.num_layers=2",
         "train.precision=fp32",
         f"run.dir={run_dir}",
         *more,
