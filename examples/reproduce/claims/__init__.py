@@ -1,0 +1,83 @@
+"""What the report claims, and what came of it here: `CLAIMS`, in the report's order.
+
+thinking.py  budgets, reasoning RL, fusion    students.py  on-policy distillation against RL
+sparse.py    balance, sparse against dense    others.py    long texts, mixtures, laws
+claim.py     what a claim is                  page.py      all of them as a page
+"""
+
+from examples.reproduce.claims import others, sparse, students, thinking
+from examples.reproduce.claims.claim import Claim
+
+CLAIMS = (
+    Claim(
+        "a",
+        "Thinking budgets",
+        "Accuracy rises smoothly with the thinking budget, for which nothing was trained, and "
+        "thinking beats answering at once (figure 2).",
+        ("general",),
+        thinking.budgets,
+    ),
+    Claim(
+        "b",
+        "Reasoning RL",
+        "Reinforcement learning raises accuracy from the cold start in a single run without "
+        "retuning, with entropy steady or rising (section 4.2).",
+        ("cold_start", "reasoning"),
+        thinking.reasoning,
+    ),
+    Claim(
+        "c",
+        "Both modes in one model",
+        "After general RL modes are obeyed in 98.9 % of dialogs with flags in random turns (table "
+        "22), and thinking loses little: here 2 points at most.",
+        ("fusion", "general"),
+        thinking.fusion,
+    ),
+    Claim(
+        "d",
+        "On-policy distillation",
+        "From one checkpoint on-policy distillation ends better than RL at a tenth of its compute, "
+        "and raises pass@64, which RL does not (table 21).",
+        ("off_policy", "on_policy", "student_rl"),
+        students.distillation,
+    ),
+    Claim(
+        "e",
+        "Balance over the global batch",
+        "Balancing experts over the global batch gives a lower loss than over each micro-batch, "
+        "and experts that specialise by domain (arXiv 2501.11873, which the report follows).",
+        ("balance",),
+        sparse.balance,
+    ),
+    Claim(
+        "f",
+        "Sparse equals dense",
+        "A sparse model equals a dense one with a fifth of its active parameters (section 3.3; "
+        "embeddings left out here).",
+        ("sizes",),
+        sparse.dense,
+    ),
+    Claim(
+        "g",
+        "Four times the trained length",
+        "YaRN and Dual Chunk Attention read four times the length that was trained (section 3.2).",
+        ("long",),
+        others.reading,
+    ),
+    Claim(
+        "h",
+        "Mixtures by instances",
+        "A mixture found for instances, by labels and small proxies, has a lower held-out loss "
+        "than one of whole domains (section 3.1).",
+        ("mixture",),
+        others.mixtures,
+    ),
+    Claim(
+        "i",
+        "Laws of rate and batch",
+        "Scaling laws of small runs give the rate and the batch of a larger one (section 3.1); "
+        "here within 1 % of the best loss found at a size that was left out.",
+        ("ladder",),
+        others.laws,
+    ),
+)

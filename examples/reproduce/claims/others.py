@@ -1,0 +1,111 @@
+"""Claims of long texts, mixtures and scaling laws, from the results of commands of their own."""
+
+from pathlib import Path
+
+from examples.reproduce.claims.claim import Found, Measured, Seeds, mean, read
+from examples.reproduce.claims.sparse import loss
+from megatron_qwen3.pages import pictures
+
+_AS_TRAINED = 1.05  # times the loss at the trained length that still counts as reading
+
+
+def reading(seeds: Seeds) -> Found:
+    """g: four times the trained length."""
+    found = {s: read(f / "long/reading/results.json")["rows"] for s, f in seeds.items()}
+    ways = list(dict.fromkeys(row["way"] for row in next(iter(found.values()))))
+    longest = max(row["length"] for row in next(iter(found.values())))
+    trained = min(row["length"] for row in next(iter(found.values())))
+
+    def number(seed: int, way: str, length: int, name: str) -> float:
+        value: float = next(
+            row[name] for row in found[seed] if (row["way"], row["length"]) == (way, length)
+        )
+        return value
+
+    growth = {
+        way: {
+            s: number(s, way, longest, "last_quarter") / number(s, way, trained, "last_quarter")
+            for s in seeds
+        }
+        for way in ways
+    }
+    keys = {way: {s: number(s, way, longest, "keys") for s in seeds} for way in ways}
+    numbers = [
+        *(
+            Measured(f"loss at the end of {longest:,} over {trained:,}, {w}", growth[w])
+            for w in ways
+        ),
+        *(Measured(f"pass keys found in {longest:,}, {w}", keys[w], percent=True) for w in ways),
+    ]
+    both, plain = mean(growth["both"].values()), mean(growth["plain"].values())
+    return Found(
+        f"With both the loss at the end of {longest:,} positions is {both:.2f} times that at the "
+        f"trained {trained:,}, with neither {plain:.2f} times; of pass keys there "
+        f"{100 * mean(keys['both'].values()):.0f} % and {100 * mean(keys['plain'].values()):.0f} % "
+        "are found.",
+        both <= _AS_TRAINED and both < plain,
+        numbers,
+    )
+
+
+def mixtures(seeds: Seeds) -> Found:
+    """h: mixtures of instances, by labels, against mixtures of domains."""
+    checks = {
+        seed: {row["name"]: row for row in read(folder / "mixture/mixture.json")["checks"]}
+        for seed, folder in seeds.items()
+    }
+    names = list(next(iter(checks.values())))
+    losses = {
+        name: {seed: mean(rows[name]["losses"]) for seed, rows in checks.items()} for name in names
+    }
+    numbers = [Measured(f"held-out loss, {name}", losses[name]) for name in names]
+    coarse = [name for name in names if name not in ("natural", "by cells")]
+    ahead = {
+        name: [rows[name]["ahead"] - (rows[name]["plus_minus"] or 0) for rows in checks.values()]
+        for name in (*coarse, "natural")
+    }
+    said = ", ".join(f"{mean(losses[name].values()):.3f} {name}" for name in names)
+    return Found(
+        f"Held-out loss: {said}. The proxies are far too small to rank mixtures of real text.",
+        all(least > 0 for values in ahead.values() for least in values),
+        numbers,
+    )
+
+
+def laws(seeds: Seeds) -> Found:
+    """i: rate and batch of a size that was left out."""
+    tuned = {seed: _swept(folder / "by_laws")[0] for seed, folder in seeds.items()}
+    swept = _swept(next(iter(seeds.values())) / "left_out")
+    best = {seed: min(_swept(folder / "left_out")) for seed, folder in seeds.items()}
+    worst = {seed: max(_swept(folder / "left_out")) for seed, folder in seeds.items()}
+    above = {seed: tuned[seed] / best[seed] - 1 for seed in seeds}
+    numbers = [
+        Measured("loss by the laws' rate and batch", tuned),
+        Measured("best loss of the sweep", best),
+        Measured("worst loss of the sweep", worst),
+        Measured("above the best", above, percent=True),
+    ]
+    return Found(
+        f"{100 * numbers[3].mean:.1f} % above the best of the {len(swept)} runs at that size.",
+        all(value <= 0.01 for value in above.values()),
+        numbers,
+        [_sweep(seeds, tuned)],
+    )
+
+
+def _swept(folder: Path) -> list[float]:
+    runs = sorted(path.parent for path in folder.glob("*/*/metrics.jsonl"))
+    if not runs:
+        raise FileNotFoundError(f"{folder}: no run")
+    return [loss(run) for run in runs]
+
+
+def _sweep(seeds: Seeds, tuned: dict[int, float]) -> pictures.Picture:
+    axes = pictures.axes("seed", "held-out loss")
+    for hue, (seed, folder) in zip(pictures.HUES, seeds.items(), strict=False):
+        swept = _swept(folder / "left_out")
+        axes.scatter([seed] * len(swept), swept, color=hue, alpha=0.5)
+        axes.scatter([seed], [tuned[seed]], color=hue, marker="*", s=120)
+    axes.set_xticks(list(seeds))
+    caption = "stars: by the laws of smaller sizes; points: the sweep of this size"
+    return pictures.finish(axes, "i", "Laws against a sweep", caption, is_wide=False)

@@ -1,0 +1,83 @@
+"""The page of all claims, and the JSON beside it: `write(claims, notes, folder)`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.reproduce.claims.claim import Claim, Found
+from megatron_qwen3.pages import page
+from megatron_qwen3.storage.whole import write_whole
+
+_HOLDS = {True: "holds here", False: "does not hold here", None: "not measured"}
+
+
+def write(
+    claims: Sequence[tuple[Claim, Found]],
+    notes: Mapping[str, Mapping[str, Any]],
+    size: str,
+    folder: Path,
+) -> None:
+    """report.html and report.json. notes: of each part that is done, by its name."""
+    minutes = sum(note["seconds"] for note in notes.values()) / 60
+    cpu = sum(sum(note["cpu_seconds"]) for note in notes.values()) / 60
+    held = sum(found.holds is True for _, found in claims)
+    seeds = sorted({seed for _, found in claims for n in found.numbers for seed in n.by_seed})
+    tiles = [
+        (f"{held} of {len(claims)}", "claims hold here"),
+        (f"{len(seeds)}", "seed" if len(seeds) == 1 else "seeds"),
+        (f"{cpu:,.0f} min", "of processor time"),
+    ]
+    sections = [page.numbers(tiles), page.table("Claims", _overview(claims)), page.FIGURES]
+    for claim, found in claims:
+        said = [f"The report: {claim.report}", f"Here: {found.said}", _times(claim, notes)]
+        sections.append(page.text(f"{claim.key}. {claim.title}: {_HOLDS[found.holds]}", said))
+        if found.numbers:
+            sections.append(page.table(f"Numbers of {claim.key}", _numbers(found)))
+    sections.append(page.files("Commands of each part", _commands(notes)))
+    subtitle = (
+        f"size {size}; intervals are over problems (95 %) for one seed, from the lowest to the "
+        f"highest for several; parts took {minutes:,.0f} minutes one after another"
+    )
+    pictures = [picture for _, found in claims for picture in found.pictures]
+    title = "The report's claims, reproduced"
+    page.write(folder / "report.html", title, subtitle, sections, pictures)
+    content = {"size": size, "seeds": seeds, "cpu_minutes": cpu, "claims": [*map(_json, claims)]}
+    write_whole(folder / "report.json", [json.dumps(content, indent=1).encode()])
+
+
+def _overview(claims: Sequence[tuple[Claim, Found]]) -> list[list[str]]:
+    lines = [["", "claim", "", "what came of it"]]
+    return lines + [[c.key, c.title, _HOLDS[found.holds], found.said] for c, found in claims]
+
+
+def _times(claim: Claim, notes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The parts that make the claim's results, and their processor time over all seeds."""
+    mine = {name: note for name, note in notes.items() if name.rpartition("_")[0] in claim.parts}
+    cpu = sum(sum(note["cpu_seconds"]) for note in mine.values())
+    return f"Parts: {', '.join(mine) or 'none is done'}; {cpu / 60:.1f} minutes of processor time."
+
+
+def _numbers(found: Found) -> list[list[str]]:
+    return [["number", "", "interval"], *([n.name, *n.said()] for n in found.numbers)]
+
+
+def _commands(notes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{name}: {note['seconds'] / 60:.1f} minutes, "
+            f"{sum(note['cpu_seconds']) / 60:.1f} of processor time",
+            "\n".join(" ".join(command) for command in note["commands"]),
+        )
+        for name, note in notes.items()
+    ]
+
+
+def _json(pair: tuple[Claim, Found]) -> dict[str, Any]:
+    claim, found = pair
+    numbers = [
+        {"name": n.name, "mean": n.mean, "interval": n.interval, "by_seed": dict(n.by_seed)}
+        for n in found.numbers
+    ]
+    texts = {"key": claim.key, "title": claim.title, "report": claim.report, "found": found.said}
+    return {**texts, "holds": found.holds, "parts": claim.parts, "numbers": numbers}

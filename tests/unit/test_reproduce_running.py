@@ -1,0 +1,82 @@
+"""The parts of the reproduction run when those that they need are done, once, and go on."""
+
+import json
+
+import pytest
+
+from examples.reproduce import parts as declared
+from examples.reproduce.running import Part, done, run
+from megatron_qwen3.config import ConfigError
+
+
+def touch(path):
+    return ("python", "-c", f"open({str(path)!r}, 'x').close()")
+
+
+def part(name, path, *needs):
+    return Part(name, name, needs, (touch(path),), 1.0)
+
+
+def test_a_part_runs_after_those_that_it_needs_and_not_again(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    copies = f"open({str(second)!r}, 'x').write(open({str(first)!r}).read())"
+    every = [
+        Part("b", "b", ("a",), (("python", "-c", copies),), 1.0),
+        part("a", first),
+    ]
+    said = []
+    assert run(every, tmp_path / "out", 2, said.append) == []
+    assert second.exists() and any("minutes left" in line for line in said)
+    assert run(every, tmp_path / "out", 2, said.append) == []  # "x" would fail
+
+
+def test_a_part_that_fails_holds_up_those_that_need_it_alone(tmp_path):
+    bad = Part("bad", "bad", (), (("python", "-c", "raise SystemExit('no such thing')"),), 1.0)
+    every = [bad, part("after", tmp_path / "after", "bad"), part("other", tmp_path / "other")]
+    said = []
+    assert run(every, tmp_path / "out", 1, said.append) == ["bad", "after"]
+    assert (tmp_path / "other").exists() and not (tmp_path / "after").exists()
+    assert any("failed" in line and "no such thing" in line for line in said)
+    good = [part("bad", tmp_path / "bad"), *every[1:]]
+    assert run(good, tmp_path / "out", 1, said.append) == []
+
+
+def test_a_part_made_by_other_commands_is_refused(tmp_path):
+    run([part("a", tmp_path / "x")], tmp_path, 1, print)
+    with pytest.raises(ConfigError, match="a was made by other commands"):
+        run([part("a", tmp_path / "y")], tmp_path, 1, print)
+
+
+def test_a_note_that_is_no_note_is_refused(tmp_path):
+    run([part("a", tmp_path / "x")], tmp_path, 1, print)
+    (tmp_path / "parts" / "a.json").write_text("{}")
+    with pytest.raises(ConfigError, match="delete it"):
+        done(tmp_path, part("a", tmp_path / "x"))
+
+
+def test_notes_have_times_of_every_command(tmp_path):
+    burn = ("python", "-c", "sum(i * i for i in range(10 ** 6))")
+    run([Part("a", "a", (), (burn, burn), 1.0)], tmp_path, 1, print)
+    note = json.loads((tmp_path / "parts" / "a.json").read_text())
+    assert len(note["cpu_seconds"]) == 2 and all(seconds > 0 for seconds in note["cpu_seconds"])
+
+
+@pytest.mark.parametrize("size", declared.SIZES.values(), ids=declared.SIZES)
+def test_every_part_needs_parts_that_stand_before_it(tmp_path, size):
+    every = declared.parts(size, tmp_path, (1, 2))
+    names = [each.name for each in every]
+    assert len(set(names)) == len(names)
+    for place, each in enumerate(every):
+        assert set(each.needs) <= set(names[:place]), each.name
+
+
+def test_every_stage_is_of_settings_that_there_are(tmp_path):
+    """Each training of every part is what the trainer takes, at every size."""
+    from megatron_qwen3.config import load
+
+    for size in declared.SIZES.values():
+        for each in declared.parts(size, tmp_path, (1,)):
+            for command in each.commands:
+                if command[:2] == ("mq3", "train"):
+                    files = [word for word in command[2:] if "=" not in word]
+                    load(files, [word for word in command[2:] if "=" in word])
