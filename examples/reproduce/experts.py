@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, tokenizer_of
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.batch import TokenBatch
@@ -26,7 +26,7 @@ ROW, ROWS = 128, 32  # tokens of a row, rows of a domain
 
 def counted(run: Path, files: list[Path]) -> dict[str, Any]:
     """Shares [layer][domain][expert] and the mutual information of each layer."""
-    source = Source(run)
+    source = ModelSource(run)
     config = source.config([], world_size=1, generates=False)
     layout = runtime.start(config)
     model, tokenizer = load(source, config, layout), tokenizer_of(config)
