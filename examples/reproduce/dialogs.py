@@ -25,9 +25,9 @@ from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
 
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
-# Dialogs of several turns and turns with several flags are many: single flags taught a model to
-# obey any that it saw.
-FLAGS = FlagSettings(flagged_thinking=0.8, joined=0.7, several_flags=0.5, system_flags=0.25)
+# Turns with several flags, and turns whose flag stands in an earlier one, are many: a small model
+# obeys a flag that it has before it at once, and looks for one further back only if it has to.
+FLAGS = FlagSettings(flagged_thinking=0.35, joined=0.8, several_flags=0.5, system_flags=0.25)
 SYSTEM = "You are a helpful assistant."
 OF_TURN = ("", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")

@@ -218,7 +218,7 @@ def _teacher(plan: Plan) -> Iterator[Part]:
         ("python", f"{HERE}/dialogs.py", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         _dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
-        plan.train("teacher", "post_3_fusion", 240, fused),
+        plan.train("teacher", "post_3_fusion", 300, fused),
         plan.evaluate("teacher/post_3_fusion", "fusion", 400, "--obedience", "400"),
     )
     budgets = [str(tokens) for tokens in range(6, 55, 6)]
@@ -227,7 +227,7 @@ def _teacher(plan: Plan) -> Iterator[Part]:
         "general RL, and thinking budgets",
         ("fusion",),
         7,
-        plan.train("teacher", "post_4_general_rl", 40, with_flags),
+        plan.train("teacher", "post_4_general_rl", 60, with_flags),
         plan.evaluate("teacher/post_4_general_rl", "general", 400, "--obedience", "1000"),
         plan.evaluate(
             *("teacher/post_4_general_rl", "budgets", 500),
