@@ -22,8 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
-from megatron_qwen3.config import ModelConfig, load
+from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.settings import ModelConfig
 
 _CHILD = """
 import shutil, sys, time

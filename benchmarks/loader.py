@@ -9,8 +9,6 @@ rank waits for its next batch, and the processor's time (that of children too) f
 input lies in the page cache.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -25,11 +23,11 @@ import torch
 
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3.cli.parser import Parser, number, positive
-from megatron_qwen3.config import DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.pretrain.sources import simple_sources
+from megatron_qwen3.settings import DataConfig, SourceConfig
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dali import DaliReader
 from megatron_qwen3.training.reader import BatchReader

@@ -10,8 +10,6 @@ fresh process: seconds from launch (those of the processor in brackets), most re
 first batch is 64 sequences; every file is asked for its size before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -2,7 +2,7 @@
 
     python benchmarks/tokenize_corpus.py --tokenizer QWEN3    # a folder: data_prep/published.py
 
-Ours is `tools/tokenize_corpus.py` with one worker: read, parse, encode, shuffle, write, checksums;
+Ours is `mq3 data tokenize` with one worker: read, parse, encode, shuffle, write, checksums;
 `packed` is its speed with --pack 32768 as a share of that without, `filler` the share of filler in
 its rows. Megatron's is the loop of its preprocess_data.py, document by document: json.loads, encode
 (that of tokenizers, faster than through transformers), IndexedDatasetBuilder; on the first
@@ -19,8 +19,6 @@ files of Python's library and of the packages installed. The 119 languages are S
 again and again in the same manner: those of one language joined to documents of that length, and
 as `sentences` each a document of its own, of 200 bytes, which shows the cost of a document.
 """
-
-from __future__ import annotations
 
 import argparse
 import gzip

@@ -2,7 +2,7 @@
 
     python benchmarks/tokenize_dialogs.py --tokenizer QWEN3    # a folder: data_prep/published.py
 
-Ours is `tools/tokenize_dialogs.py` with one worker: read, parse, check, render, encode, write,
+Ours is `mq3 data dialogs` with one worker: read, parse, check, render, encode, write,
 checksums. The reference is a loop over the lines: json.loads and `ChatTokenizer`, which finds the
 trained tokens by the offsets of Hugging Face's tokenizers; it writes nothing, and gets the first
 `--theirs` MB. Both give the same ids and masks, which is compared here, too.
@@ -17,8 +17,6 @@ answers of 8 KB, every second with 8 KB of thinking; the 119 languages are SIB-2
 answers of that length. A chat has four queries with answers of 1 KB and becomes four samples, of
 which later ones repeat the turns before them.
 """
-
-from __future__ import annotations
 
 import argparse
 import json

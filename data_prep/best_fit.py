@@ -8,8 +8,6 @@ the row, so that a text costs two microseconds, whatever the number of rows.
 Legend: W texts of a window, which are packed together.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -6,8 +6,6 @@
 A least of 0 and a most of `inf` leave their rule out; then it does not count for `quality` either.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace

@@ -4,8 +4,6 @@ counts = count("It rains (often); 1 day in 3.")
 counts.letters, counts.blanks, counts.signs, counts.sentences     # 19, 7, 5, 1
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from typing import NamedTuple

@@ -9,8 +9,6 @@ them: labels are config.json's, and of a text as many tokens are read as the mod
 loaded at their first use in each process, and read on one thread: processes share the cores.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from functools import cached_property

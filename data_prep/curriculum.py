@@ -1,7 +1,7 @@
 """Reads and writes the curriculum manifest: the tokens of each shard for each stage of a
 pretraining.
 
-`tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
+`mq3 data mix` writes it from an inventory of shards and a recipe, a run takes it by
 data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
 both can move together. Version 1, which is still read, has no marks of shards; version 3 is one
 with text in rows (`packed.py`), which readers of version 2 would train on with its filler; version

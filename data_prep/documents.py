@@ -13,8 +13,6 @@ for are passed over, whatever their values; so are `metadata` that is no object,
 that is neither text nor a whole number is the JSON that it is written in.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ domain_of(text)     # "code", "stem" or None
 is_code_file("a/b/main.rs")
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePath
 

@@ -12,8 +12,6 @@ exact: it splits and composes by a later Unicode (4,657 letters and digits diffe
 grows with every new word.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence

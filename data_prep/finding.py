@@ -23,8 +23,8 @@ import numpy.typing as npt
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory
 from data_prep.noted import Scalar, parted
+from data_prep.pool import Pool
 from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Origin
-from data_prep.tokenization.pool import Pool
 from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 
@@ -84,8 +84,8 @@ def find(inventory: Inventory, query: DocumentQuery, workers: int) -> Iterator[F
     found: dict[str, list[FoundDocument]] = {}
     with Bar("", sum(sizes), in_megabytes) as bar:
         bar.stage("searching", sum(sizes), sum(sizes))
-        with Pool(max(1, min(workers, len(paths))), search, bar.advance) as pool:
-            for path, here in pool.run(_in_shard, [(path,) for path in paths]):
+        with Pool(max(1, min(workers, len(paths))), search, __name__) as pool:
+            for path, here in pool.run(_in_shard, [(path,) for path in paths], bar.advance):
                 if here:
                     found[path] = here
     for path in paths:

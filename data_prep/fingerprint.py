@@ -4,7 +4,7 @@ A source is known by its name and the marks of its shards, not by paths. A mark 
 file's size and of four of its pages, evenly apart: it costs the same at any size, so that a run can
 look at every file that it opens. A corpus that was tokenized anew in another order or by another
 tokenizer differs in every page; a few tokens changed between the pages of a large file are not
-found by it; `tools/inspect_shards.py verify` reads all of the file and finds them.
+found by it; `mq3 data inspect verify` reads all of the file and finds them.
 
 A file from which documents were removed (`removal.py`) keeps its earlier mark, as long as it is
 unchanged since the removal: so runs and curricula go on with it.
@@ -12,8 +12,6 @@ unchanged since the removal: so runs and curricula go on with it.
     mark("data/tokens/web")             # of data/tokens/web.bin: 16 hex digits
     marks(["data/tokens/web", …])       # of many, at once
 """
-
-from __future__ import annotations
 
 import hashlib
 import os

@@ -5,8 +5,6 @@
 Only Linux tells it, and the processes of other users only to root.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path

@@ -16,8 +16,6 @@ the file: magic (8 bytes), length of a row (u64), how many tokens of each row ar
 At the end, likewise, which documents were removed since (`removed.py`).
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import struct
@@ -25,7 +23,6 @@ from array import array
 from bisect import bisect_left
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -133,16 +130,11 @@ class IndexedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None:
             self.finalize()
             return
-        self._files.__exit__(kind, error, trace)
+        self._files.__exit__(kind, *rest)
 
 
 class IndexedReader:

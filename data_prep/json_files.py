@@ -4,8 +4,6 @@ write_json(path, {"version": VERSION, ...})
 content = read_json(path, "the shard is not whole")     # ConfigError, which ends so, where none
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -13,8 +13,6 @@ document's fields over LARGEST_BYTES; url, date and licence come first. Nothing 
 fault of a field costs that field alone.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

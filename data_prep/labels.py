@@ -8,8 +8,6 @@ Numbers between 0 and 1 become levels, a document's length in tokens one of four
 combinations are left that each can lie together (`cells.py`), for mixtures to be put together of.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from typing import Any, NamedTuple

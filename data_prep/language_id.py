@@ -17,8 +17,6 @@ Awadhi, Bhojpuri, Chhattisgarhi, Magahi and Maithili (hin_Deva), Iranian and Afg
 can: GlotLID, or one of your own.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from functools import cached_property

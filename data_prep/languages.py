@@ -4,8 +4,6 @@ LANGUAGES["swh_Latn"].letters_per_word      # 5.3: the usual one, for filters
 code_of("sw"), code_of("swa"), code_of("swh_Latn"), code_of("sqi")   # by any common name
 """
 
-from __future__ import annotations
-
 import csv
 from dataclasses import dataclass
 from functools import cache

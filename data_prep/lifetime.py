@@ -2,12 +2,11 @@
 
     die_with_parent()                 # first in a worker, however its parent ends
     with ended_by_signals(): ...      # SIGTERM and SIGHUP come as Stopped
+    with errors_for_people(out): ...  # a full disk is one line, with the way out
 
 A worker that lives on after a kill goes on writing where the next run writes. The kernel ends it
 with the process that forked it (Linux), a thread with the one that asked for it (everywhere).
 """
-
-from __future__ import annotations
 
 import ctypes
 import multiprocessing
@@ -17,7 +16,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from megatron_qwen3.settings import ConfigError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -69,3 +71,15 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def errors_for_people(out: Path) -> Iterator[None]:
+    """What the operating system refuses (a full disk, rights), said with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or out}: {error.strerror or error}; "
+            "what is done is kept: mend it and run the same command again"
+        ) from None

@@ -10,8 +10,6 @@ A few compressed bytes that expand to many are handed on in pieces: memory is a 
 zstd, the window that a file was compressed with (`zstd --long=31`: 2 GiB).
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Iterator

@@ -16,8 +16,6 @@ With 20 bands of 6 bins, as by default, a pair of similarity s meets with probab
 Datasets, section 3.4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache

@@ -8,8 +8,6 @@ runs of more than two line ends. Decoding errors of the past (mojibake) are left
 them is safe in 119 languages.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

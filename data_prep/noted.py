@@ -3,8 +3,6 @@
 name, fields = parted(note)         # of kept_fields.note
 """
 
-from __future__ import annotations
-
 import json
 
 Scalar = str | int | float | bool

@@ -10,8 +10,6 @@ texts stay numbers of entries of a dictionary, as they lie in the file, until th
 known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self

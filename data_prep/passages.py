@@ -9,8 +9,6 @@ the character, and blind to a changed capital letter or blank.
     passages.hits(text)               # [{"item": "gsm8k_test.jsonl:7", "passages": 12}, …]
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

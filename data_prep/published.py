@@ -9,8 +9,6 @@ This gives the exact tokenizer to users who cannot reach the model's own files.
     save(ranks_file(), "runs/tokenizer")  # tokenizer.json, byte for byte the published one
 """
 
-from __future__ import annotations
-
 import base64
 import importlib.util
 import json

@@ -15,8 +15,6 @@ judge content, which takes a classifier. Both scores are heuristics that nobody 
 against people's judgement, comparable within a language, hardly between languages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

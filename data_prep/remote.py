@@ -10,8 +10,6 @@ gcsfs, adlfs. Keys and endpoints are those that these packages find by themselve
 configuration files); none stands in a URL.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -12,8 +12,6 @@ end: a removal that is killed goes on when the next one begins. Meanwhile each s
 was, or its document is not trained on any more, or it is refused.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -12,8 +12,6 @@ Little-endian: first and last token of each of K ranges (i64 × 2K), the mark (`
 the .bin as it was first written and as it is now (8 bytes each), K (u64), magic (8 bytes).
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from typing import NamedTuple

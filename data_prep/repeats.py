@@ -8,8 +8,6 @@ A run repeats only where the runs that it begins with do. So each length looks o
 that the one before it left, and costs little: sizes are asked for in ascending order.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

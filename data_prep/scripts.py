@@ -8,8 +8,6 @@ by the characters that only one of the national standards has, and Cantonese by 
 written Cantonese uses.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from functools import cache
 

@@ -18,8 +18,6 @@ where its id ends (u64); then the ids in UTF-8, each with the fields that are ke
 "document" there and in the .idx is a piece: a document, what of one is in its rows, or filler.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial

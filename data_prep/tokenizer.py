@@ -8,8 +8,6 @@ after the BPE ids), so that a small tokenizer trained here and the published one
     tokenizer.encode_documents(texts)  # ids, each document ending in <|endoftext|>
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -9,8 +9,6 @@ comparisons both do harm unnoticed. Copies of the file stay as they are; code th
 by `tokenizer_trust.read`. No tokenizer is made here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

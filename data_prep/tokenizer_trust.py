@@ -7,8 +7,6 @@ first is found by the growth that its normalizer allows, the second by trying un
 awkward texts, in another process that has a minute.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

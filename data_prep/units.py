@@ -10,8 +10,6 @@ and the tokenizer play no part in whether two passages are the same.
     shingles(units.hashes, 5)              # one hash for each run of five units
 """
 
-from __future__ import annotations
-
 import sys
 import unicodedata
 from dataclasses import dataclass

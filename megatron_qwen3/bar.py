@@ -11,8 +11,6 @@
 The time left is that of the whole, at the rate at which this process has worked so far.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -18,8 +18,6 @@ their reasoning is not shown. So adding a message changes the text before it, an
 knows which tokens the model has to emit: masks from prefixes of a conversation would be wrong.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@ A template leaves out roles, fields and contents that it does not know; a model 
 trained on half of a conversation. `chat.py` renders, and calls `check` first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -20,47 +20,12 @@ from megatron_qwen3 import entry, made_with, modes
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.fields import Setting, settings_of
 from megatron_qwen3.presets import PRESETS
-from megatron_qwen3.settings import (
-    SETTINGS,
-    TABLES,
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    EvalConfig,
-    GuardConfig,
-    LogConfig,
-    ModelConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from megatron_qwen3.settings import SETTINGS, TABLES, Config, ConfigError
 from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.storage.folder import SETTINGS_FILE
 from megatron_qwen3.toml import as_kind, did_you_mean, emit, parse_value, read_toml
 
-__all__ = [
-    "CheckpointConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "EvalConfig",
-    "GuardConfig",
-    "LogConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "ParallelConfig",
-    "RunConfig",
-    "SourceConfig",
-    "TrainConfig",
-    "changes",
-    "load",
-    "split",
-    "to_toml",
-    "validate",
-]
+__all__ = ["Config", "ConfigError", "changes", "load", "split", "to_toml", "validate"]
 
 
 _LONGEST_SHOWN = 80  # characters of a value

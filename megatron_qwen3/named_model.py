@@ -9,9 +9,10 @@ from pathlib import Path
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import hub
-from megatron_qwen3.config import ConfigError, ModelConfig
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.storage.folder import SETTINGS_FILE
 from megatron_qwen3.toml import did_you_mean
 

@@ -1,7 +1,5 @@
 """Conversations of every shape, for the tests of the chat format."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

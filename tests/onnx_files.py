@@ -3,8 +3,6 @@
 write_classifier(folder, [0.5, -0.5], {"0": "high", "1": "low"})
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Mapping, Sequence

@@ -15,8 +15,6 @@ not judge content; for that give a fastText model. Both scores are comparable wi
 language, hardly between languages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Normalising, splitting into units, naming domains, plainly written: data_prep is held to it."""
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

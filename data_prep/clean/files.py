@@ -10,10 +10,6 @@
 A label whose name begins with `_` belongs to the stage that set it and is not written.
 """
 
-from __future__ import annotations
-
-import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +30,6 @@ from megatron_qwen3.storage.whole import whole_file
 _LEVEL = 3
 _BLOCK_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 40  # bytes: whatever a task wrote
-_PROGRESS_SECONDS = 0.3
 
 
 class DocumentWriter:
@@ -173,27 +168,3 @@ def pieces_of(path: Path, rows: int) -> Iterator[npt.NDArray[Any]]:
         start = offset + at * width * whole.itemsize
         piece = np.fromfile(path, whole.dtype, count * width, offset=start)
         yield piece.reshape(count, *whole.shape[1:])
-
-
-class TaskProgress:
-    """How far a task is, for whoever watches from another process or machine."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._last = path, 0.0
-
-    def report(self, done: int, is_last: bool = False) -> None:
-        """done: bytes or documents of this task so far."""
-        now = time.monotonic()
-        if is_last or now - self._last > _PROGRESS_SECONDS:
-            self._last = now
-            self._path.write_text(json.dumps(done))
-
-    @staticmethod
-    def total(folder: Path) -> int:
-        """The sum over all tasks that report in a folder."""
-        found = 0
-        for path in folder.glob("*"):
-            text = path.read_text()
-            found += int(text) if text.isdigit() else 0
-        return found

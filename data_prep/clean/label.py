@@ -5,8 +5,6 @@ rejects gets the reason as its label `_dropped`, is left alone by the steps afte
 and put aside by the last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 

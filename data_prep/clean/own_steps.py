@@ -16,8 +16,6 @@ Those that depend on the documents before, as its PIIFormatter does, or on files
 its URLFilter does, give other results with other numbers of tasks: web_steps.py has both without.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

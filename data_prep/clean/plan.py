@@ -9,8 +9,6 @@ have one order, and the first of several duplicates is the same however many tas
     read_shares(settings, task=3)    # in task 3: its own line of plan/shares.jsonl, nothing else
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

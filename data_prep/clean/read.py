@@ -4,8 +4,6 @@ plan.begin(settings, plan.find_files(settings))
 ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` and labels
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
@@ -16,13 +14,13 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep import documents
-from data_prep.clean.files import TaskProgress
 from data_prep.clean.plan import InputShare, is_text, read_shares
 from data_prep.clean.settings import CleanSettings
 from data_prep.documents import DocumentBatch, FilePart, Problem
 from data_prep.domains import is_code_file
 from data_prep.labels import said
 from data_prep.noted import Scalar
+from data_prep.pool import Tick, ticking, unheard
 from data_prep.remote import opened
 from data_prep.tokenizer_file import cut_note
 from megatron_qwen3.config import ConfigError
@@ -45,21 +43,17 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
     def __init__(self, settings: CleanSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.tick: Tick = unheard
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert world_size == self.settings.tasks, "settings.tasks is the number of tasks"
-        progress = TaskProgress(self.settings.file("work/progress/label", rank, ""))
         with whole_file(_made(self.settings.file("work/problems", rank, ".jsonl"))) as problems:
-            yield from self._read(read_shares(self.settings, rank), problems, progress)
+            yield from self._read(read_shares(self.settings, rank), problems)
 
-    def _read(
-        self, shares: list[InputShare], problems: IO[bytes], progress: TaskProgress
-    ) -> Iterator[Document]:
-        done = 0
+    def _read(self, shares: list[InputShare], problems: IO[bytes]) -> Iterator[Document]:
         for share in shares:
-            size = share.part.end - share.part.start
             lines = 0
-            for batch in _batches(share.part, self.settings):
+            for batch in ticking(_batches(share.part, self.settings), share.part, self.tick):
                 for problem in batch.problems:
                     problems.write(msgspec.json.encode(self._noted(share.part, problem)) + b"\n")
                 fields: Iterable[Mapping[str, Scalar]] = batch.fields or repeat({})
@@ -70,11 +64,8 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
                 lines += batch.num_lines
                 if batch.left_out:
                     self.stat_update("fields too large to keep", value=batch.left_out)
-                progress.report(done + int(size * batch.progress))
             end = {"file": _name(share.part), "start": share.part.start, "lines": lines}
             problems.write(msgspec.json.encode(end) + b"\n")
-            done += size
-        progress.report(done, is_last=True)
 
     def _noted(self, part: FilePart, problem: Problem) -> dict[str, Any]:
         if self.settings.on_error == "stop":

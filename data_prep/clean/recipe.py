@@ -8,8 +8,6 @@ A file names the settings that it changes: all others stay as in `text(CleanSett
 recipe of a cleaning without a file. Inputs and folders are no part of it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass

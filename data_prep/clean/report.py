@@ -7,8 +7,6 @@ Counts come from each task; lines of problems are counted from the beginning of 
 several tasks may have read it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

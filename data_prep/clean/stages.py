@@ -23,20 +23,15 @@ Where a task is started twice at once, as by a queue that takes a node for dead,
 waits for the first and finds it done; where the file system knows no locks both write whole files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
-import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,17 +43,7 @@ from datatrove.executor import (
 )
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from data_prep.clean import files
 from data_prep.clean.dedup.equal import FindEqual
 from data_prep.clean.dedup.groups import GroupPairs
 from data_prep.clean.dedup.numbering import earlier_documents
@@ -70,7 +55,8 @@ from data_prep.clean.report import WriteReport
 from data_prep.clean.result import MergeFields
 from data_prep.clean.settings import LOCK, PARQUET, REPORT, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
-from data_prep.lifetime import die_with_parent
+from data_prep.pool import Pool, Tick, unheard
+from megatron_qwen3.bar import Bar, in_megabytes, in_numbers
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
@@ -83,8 +69,6 @@ STAGES = (
     "label", "equal", "bands", "pairs", "lend", "compare", "groups", "columns", "write", "report",
 )
 # fmt: on
-_WATCH_SECONDS = 0.5
-_worker = ExitStack()  # what a worker holds until it ends
 
 
 class CleaningStage(NamedTuple):
@@ -136,35 +120,11 @@ def is_done(settings: CleanSettings) -> bool:
 
 
 def run_local(settings: CleanSettings, input_bytes: int, workers: int) -> None:
-    """All stages in processes of this machine, with a bar. The first error of a task is raised."""
+    """All stages in processes of this machine, with bars. The first error of a task is raised."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])  # workers find everything imported
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        ProcessPoolExecutor(workers, processes, _begin_worker, (settings.out,)) as pool,
-    ):
-        try:
-            for stage in stages(settings, input_bytes):
-                total = max(1, input_bytes) if stage.name == "label" else stage.tasks
-                _run_stage(stage, settings, pool, bar, total)
-        except BaseException as error:
-            for worker in multiprocessing.active_children():
-                worker.kill()  # what it has not finished is done again
-            if isinstance(error, BrokenProcessPool):
-                raise ConfigError(
-                    "a worker was killed, perhaps for want of memory: take fewer --workers or more "
-                    "--tasks than now; the same command goes on"
-                ) from None
-            raise
+    with Pool(workers, settings, __name__) as pool:
+        for stage in stages(settings, input_bytes):
+            _run_stage(stage, settings, pool, input_bytes if stage.name == "label" else 0)
 
 
 def run_slurm(
@@ -309,49 +269,33 @@ class _Local(PipelineExecutor):  # type: ignore[misc]
         for task in self.get_incomplete_ranks():
             self.run_task(task)
 
-    def run_task(self, task: int) -> None:
-        """Here and now. A copy is run: steps keep counts."""
+    def run_task(self, task: int, tick: Tick = unheard) -> None:
+        """Here and now. A copy is run: steps keep counts. tick: told the bytes that are read."""
         copy = deepcopy(self)
+        if isinstance(reader := copy.pipeline[0], ReadDocuments):
+            reader.tick = tick
         with _at_work(copy, task):
             copy._run_for_rank(task)
 
 
 def _run_stage(
-    stage: CleaningStage,
-    settings: CleanSettings,
-    pool: ProcessPoolExecutor,
-    bar: Progress,
-    total: int,
+    stage: CleaningStage, settings: CleanSettings, pool: Pool[Any], input_bytes: int
 ) -> None:
-    """The tasks of a stage that are still to be done. total: what `_measure` ends at."""
-    done = _measure(stage, settings)
-    row = bar.add_task(shown(f"{stage.name:8}"), total=total)
+    """The tasks of a stage that are still to be done, with a bar: of tasks, or of so many bytes."""
     executor = _Local(stage, _logs(settings, stage))
     executor.save_executor_as_json()
-    waiting = {pool.submit(executor.run_task, task) for task in executor.get_incomplete_ranks()}
-    while waiting:
-        ended, waiting = wait(waiting, _WATCH_SECONDS, FIRST_EXCEPTION)
-        for future in ended:
-            future.result()
-        bar.update(row, completed=done())
-    bar.update(row, completed=total)
+    calls = [(executor, task) for task in executor.get_incomplete_ranks()]
+    total, told = (input_bytes, in_megabytes) if input_bytes else (stage.tasks, in_numbers)
+    with Bar(f"{stage.name:8}", total, told) as bar:
+        bar.skip(total * (1 - len(calls) / stage.tasks))
+        for _ in pool.run(_run_task, calls, bar.advance):
+            bar.advance(0 if input_bytes else 1)
 
 
-def _begin_worker(out: str) -> None:
-    """The terminal is the bar's: a task's messages are in its log, its error goes to the caller.
-    Nobody else begins in the folder as long as a worker is there."""
-    die_with_parent()
-    _worker.enter_context(shared(Path(out), LOCK))
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
-
-
-def _measure(stage: CleaningStage, settings: CleanSettings) -> Callable[[], int]:
-    """What tells how far a stage is: bytes of the first one, tasks of the others."""
-    if stage.name == "label":
-        reports = settings.folder("work/progress") / stage.name
-        return lambda: files.TaskProgress.total(reports)
-    completions = _logs(settings, stage) / "completions"
-    return lambda: len(list(completions.glob("*")))
+def _run_task(_: CleanSettings, executor: _Local, task: int, tick: Tick) -> None:
+    """The terminal is the bar's: a task's messages are in its log, its error goes to the caller."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        executor.run_task(task, tick)
 
 
 def _logs(settings: CleanSettings, stage: CleaningStage) -> Path:

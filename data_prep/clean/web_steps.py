@@ -10,8 +10,6 @@ and nothing is fetched while they run. A URL that is blocked drops its document;
 or with one that is no text, stays.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from datatrove.data import Document

@@ -7,8 +7,6 @@ WriteKept       documents/TASK.jsonl.zst: the result, without what is like anoth
                 duplicates/TASK.jsonl.zst: that, and which document was kept instead
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.clean.dedup.removed import RemovedDuplicate, removed_of, save_instead
-from data_prep.clean.files import TaskProgress, new_documents, read_documents
+from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.result import FieldsFound, new_result
 from data_prep.clean.settings import PARQUET, CleanSettings
 from data_prep.languages import UNKNOWN
@@ -104,10 +102,9 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
         self.settings, self.equal_tasks = settings, equal_tasks
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        progress = TaskProgress(self.settings.file("work/progress/write", rank, ""))
         removed = removed_of(self.settings, rank, self.equal_tasks)
         gone, instead = next(removed, None), list[RemovedDuplicate]()
-        tally, done = Tally(), 0
+        tally = Tally()
         with (
             new_result(self.settings, rank) as kept,
             new_documents(self.settings.file("duplicates", rank, ".jsonl.zst")) as duplicates,
@@ -124,9 +121,6 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
                 else:
                     kept.write(document)
                 tally.add(document, outcome)
-                done += 1
-                progress.report(done)
-        progress.report(done, is_last=True)
         if self.settings.keep_index:
             save_instead(self.settings, rank, instead)
         tally.write(self.settings.file("work/counts/write", rank, ".json"))

@@ -8,8 +8,6 @@ often neighbours: they become one stretch. Memory is some 100 bytes for each cel
 and that of the parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

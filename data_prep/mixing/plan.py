@@ -9,8 +9,6 @@ on where the stage before left it, and none is read more often than `max_epochs`
 of its group take over, and where the whole group is used up the plan is refused with the numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

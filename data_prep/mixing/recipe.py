@@ -7,8 +7,6 @@ place and valid values; the labels themselves are only known to the inventory: `
 them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ preferences it is UniMax; with tokens to the power 1/temperature it is temperatu
 small languages cannot be repeated beyond the cap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

@@ -4,8 +4,6 @@ for row in summary(stage, "language"):
     row.value, row.tokens, row.share, row.epochs, row.note
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 

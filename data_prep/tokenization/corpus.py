@@ -1,4 +1,4 @@
-"""A corpus of documents becomes shards: the run that `tools/tokenize_corpus.py` starts.
+"""A corpus of documents becomes shards: the run that `mq3 data tokenize` starts.
 
     report = tokenize(["documents"], out, Settings("tokenizer"), CorpusOptions(workers=8))
 
@@ -6,18 +6,17 @@ Group by group its units are tokenized, its shards written, its mark set (groups
 the work (pool.py, work.py). Several runs may share a folder, each as one task of many.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.cells import Cell
 from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
+from data_prep.lifetime import errors_for_people
+from data_prep.pool import Pool
 from data_prep.tokenization import groups
 from data_prep.tokenization.plan import (
     Settings,
@@ -27,7 +26,6 @@ from data_prep.tokenization.plan import (
     make_plan,
     settle,
 )
-from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.work import TokenizeJob, tokenize_unit, write_piece
 from data_prep.tokenizer import DocumentTokenizer
 from data_prep.tokenizer_file import cut_note, tokenizer_json
@@ -80,7 +78,7 @@ def tokenize(
                     f"{len(plan.groups)} groups of inputs are less than {options.tasks} tasks, of "
                     "which the last have nothing to do; smaller groups share the work out"
                 )
-            with Pool(options.workers, job, bar.advance) as pool:
+            with Pool(options.workers, job, __name__) as pool:
                 for group in mine:
                     _do_group(job, group, pool, bar)
         return groups.finish(job)
@@ -96,7 +94,7 @@ def _do_group(job: TokenizeJob, group: int, pool: Pool[TokenizeJob], bar: Bar) -
             todo = sum(unit.part.end - unit.part.start for unit in units)
             bar.skip(UNITS_SHARE * (size - todo))
             bar.stage("tokenizing", todo, UNITS_SHARE * todo)
-            for _ in pool.run(tokenize_unit, [(group, unit) for unit in units]):
+            for _ in pool.run(tokenize_unit, [(group, unit) for unit in units], bar.advance):
                 pass
             cells = _write_shards(job, group, pool, bar, (1 - UNITS_SHARE) * size)
             groups.close_group(job, group, cells)
@@ -111,7 +109,7 @@ def _write_shards(
     cells = {piece.path: groups.written(job, group, piece) for piece in pieces}
     todo = [piece for piece in pieces if cells[piece.path] is None]
     bar.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
-    for piece in pool.run(write_piece, [(piece,) for piece in todo]):
+    for piece in pool.run(write_piece, [(piece,) for piece in todo], bar.advance):
         cells[piece.path] = piece.cells
     return [cell for of_piece in cells.values() for cell in of_piece or ()]
 
@@ -154,15 +152,3 @@ def say_notes(tokenizer: DocumentTokenizer, path: Path, bar: Bar) -> None:
         bar.say(note)
     if tokenizer.engine_note:
         bar.say(f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}")
-
-
-@contextmanager
-def errors_for_people(out: Path) -> Iterator[None]:
-    """What the operating system refuses (a full disk, rights), said with the way out."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or out}: {error.strerror or error}; "
-            "what is done is kept: mend it and run the same command again"
-        ) from None

@@ -9,8 +9,6 @@
 What is done is known from files that appear whole, so a run that was killed goes on from there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -8,8 +8,6 @@ of about `group_bytes`: it is shuffled as one and belongs to one task. Its units
 independently of each other: byte ranges of plain JSONL, whole files of other kinds.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ text in them, of a cut document the length of its part there; and the cell count
 tokens by the lengths of their texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

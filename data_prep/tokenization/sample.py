@@ -10,8 +10,6 @@ language's share is that in the corpus to the power `exponent`, but no more than
 (Conneau and Lample 2019, arXiv 1901.07291, section 3.1, draw by 0.5 for this; 0 makes all alike).
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,8 +13,6 @@ A run, for D documents: keys (u64 × D), ROW × D, their tokens' ids, and their 
 fields that are kept (`kept_fields.note`), end to end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path

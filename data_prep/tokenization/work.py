@@ -7,15 +7,13 @@ Either may be killed at any moment and done again: a file has its real name only
 and what says that all are there is written last.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from data_prep.json_files import VERSION, write_json
 from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level, said
 from data_prep.lines import lines_before
+from data_prep.pool import Tick, ticking
 from data_prep.shards import Content, read_shard, write_shard
 from data_prep.tokenization.plan import DEFAULTED, TokenizePlan, Unit
 from data_prep.tokenization.rows import in_rows
@@ -49,18 +48,6 @@ RUN_BYTES = (
 )  # of token ids and provenance that are collected before they are sorted and written
 LISTED_PROBLEMS = 1000  # of a unit; more are counted only
 MOST_LABELS = 10_000  # combinations in a unit
-
-Tick = Callable[[int], None]  # told how many bytes more are done; may raise to stop
-
-
-class UnitShare(Protocol):
-    """Some of a unit. progress: the share of the unit that is read with it."""
-
-    @property
-    def progress(self) -> float: ...
-
-
-Read = TypeVar("Read", bound=UnitShare)
 
 
 @dataclass(frozen=True)
@@ -157,7 +144,9 @@ def tokenize_unit(job: TokenizeJob, group: int, unit: Unit, tick: Tick) -> None:
         waiting: list[TokenTable] = []
         lines = 0
         settings = job.plan.settings
-        for batch in ticking(read(unit.part, settings.names, settings.keep_fields), unit, tick):
+        for batch in ticking(
+            read(unit.part, settings.names, settings.keep_fields), unit.part, tick
+        ):
             problems.add(batch.problems)
             lines += batch.num_lines
             if batch.documents:
@@ -170,16 +159,6 @@ def tokenize_unit(job: TokenizeJob, group: int, unit: Unit, tick: Tick) -> None:
         found = {"lines": lines, "problems": problems.listed, "counts": problems.counts}
         content = {"version": VERSION, "labels": book.names, "runs": runs, **found}
         write_json(unit_mark(folder, unit), content)
-
-
-def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
-    """The batches; after each is worked on, `tick` learns how many bytes of the input it was."""
-    size, done = unit.part.end - unit.part.start, 0
-    for batch in batches:
-        yield batch
-        now = int(batch.progress * size)
-        tick(now - done)
-        done = now
 
 
 def write_piece(job: TokenizeJob, piece: ShardPiece, tick: Tick) -> WrittenPiece:

@@ -2,14 +2,12 @@
 
     python -m pip install -e '.[data,warc]'
     python examples/data/read_warc.py crawl/ --out data/crawl --tasks 64 --workers 8
-    python tools/clean_corpus.py run --out data/clean web=data/crawl
+    mq3 data clean run --out data/clean web=data/crawl
 
 datatrove reads the archives (also of s3://… with s3fs), trafilatura finds the text of each page:
 menus, headers and comments go. A page that takes over --seconds is left out. A task reads whole
 files; one that is done is not done again, so the same command goes on.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys

@@ -10,8 +10,6 @@ No file of the library feeds two corpora, so the held-out end of one is not trai
 `documents()` gives all of them with their labels.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import os
@@ -42,7 +40,7 @@ LANGUAGES = {  # of texts/*.txt, as data_prep/languages.csv writes them
 
 
 def documents() -> Iterator[dict[str, str]]:
-    """Every document as tools/tokenize_corpus.py reads one: id, text and labels."""
+    """Every document as mq3 data tokenize reads one: id, text and labels."""
     for source, (domain, language, collect) in CORPORA.items():
         for number, text in enumerate(collect()):
             labels = {"source": source, "domain": domain, "language": language}

@@ -2,12 +2,10 @@
 
     python examples/quickstart/prepare.py --out runs/quickstart/data/documents
 
-The folder then holds one NAME.jsonl for each corpus of corpora.py, as tools/tokenize_corpus.py
+The folder then holds one NAME.jsonl for each corpus of corpora.py, as mq3 data tokenize
 reads it; data.sh goes on from there. A manifest, written last, records the sources of the documents
 by hash; a second call that would make the same does nothing.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib

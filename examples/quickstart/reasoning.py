@@ -9,8 +9,6 @@ of a random generator; `worked_problems` draws from all of them and drops repeti
     # 'Question: …\n\nSteps:\n1. …\n2. …\n\nAnswer: 42\n'
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction

@@ -1,27 +1,25 @@
 """Make dialogs to train on, from queries and a model's answers, and report the dropped ones.
 
-    python tools/build_dialogs.py cold-start --queries tasks.jsonl \\
+    mq3 data build cold-start --queries tasks.jsonl \\
         --generator http://localhost:8000/v1 --out data/cold_start \\
         --validation aime24.jsonl --tokenizer Qwen3-0.6B
-    python tools/build_dialogs.py fusion --queries tasks.jsonl --plain-queries talks.jsonl \\
+    mq3 data build fusion --queries tasks.jsonl --plain-queries talks.jsonl \\
         --generator runs/post_2_reasoning --judge https://api.example.com/v1#qwen3-32b \\
         --out data/fusion --thinking-share 0.5
-    python tools/build_dialogs.py distill --queries tasks.jsonl \\
+    mq3 data build distill --queries tasks.jsonl \\
         --generator http://teacher:8000/v1 --out data/distill --modes both
-    python tools/build_dialogs.py teacher data/post/chat --teacher Qwen3-32B --top-k 64
+    mq3 data build teacher data/post/chat --teacher Qwen3-32B --top-k 64
 
 A query is a line of JSON with "messages", the last a user's, and maybe "id", "domain", "source",
 "verifier" (cold-start needs it: {"kind": "math", "gold": "42"}), "tools" and "checklist". Who
 answers is a folder of ours (run, checkpoint, Hugging Face's format) or any endpoint of OpenAI's
 protocol; its key stands in the environment variable OPENAI_API_KEY.
 
-OUT/dialogs.jsonl is for tools/tokenize_dialogs.py; OUT/report.html and report.json count dropped
+OUT/dialogs.jsonl is for mq3 data dialogs; OUT/report.html and report.json count dropped
 queries and answers by reason, with examples, and OUT/dropped.jsonl lists them. Answers are kept as
 they come (OUT/answers.jsonl): killed, stopped or with a dead endpoint, the same command goes on,
 and other filters work on the answers that are there.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -29,14 +27,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_prep.passages import Passages
 from megatron_qwen3.cli import teacher_targets
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.cli.resumable import status_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
@@ -102,10 +99,12 @@ class Build(NamedTuple):
     make: Callable[[BuildJob], Made]
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong, or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
-    return status_of(partial(given.run, given))
+    status: int = given.run(given)
+    return status
 
 
 def run(given: argparse.Namespace) -> int:

@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 
 from megatron_qwen3 import entry, launcher
-from megatron_qwen3.chat_check import ChatError
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.__main__ import add_model, add_sampling, template_used
 from megatron_qwen3.generate.conversation import Conversation
 from megatron_qwen3.generate.load import tokenizer_of
@@ -25,14 +24,11 @@ from megatron_qwen3.generate.requests import both_modes
 from megatron_qwen3.hub import tokenizer_folder
 
 
+@ending()
 def main(arguments: list[str] | None = None, prog: str = "mq3 chat") -> int:
     """The exit status: 0 the conversation has ended, 2 something that was given is wrong."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        run(given)
-    except (ConfigError, ChatError) as error:
-        launcher.tell(f"error: {error}")
-        return 2
+    run(given)
     return 0
 
 

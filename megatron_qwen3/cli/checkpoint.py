@@ -9,11 +9,13 @@ Prints a line for every file that differs from the saved one, and `intact` where
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.shown import as_json
 from megatron_qwen3.storage import manifest
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 intact, 1 damaged, 2 called wrongly."""
     parser = Parser(prog=prog, description=__doc__)

@@ -1,19 +1,19 @@
 """Clean a corpus: normalise, name languages, filter, drop duplicates and evaluation data, label.
 
-    python tools/clean_corpus.py run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
-    python tools/clean_corpus.py run --out runs/clean code:code=src web=a.parquet \\
+    mq3 data clean run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
+    mq3 data clean run --out runs/clean code:code=src web=a.parquet \\
         --decontaminate-against gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
-    python tools/clean_corpus.py run --out /scratch/clean web=/data --num-tasks 2000 \\
+    mq3 data clean run --out /scratch/clean web=/data --num-tasks 2000 \\
         --partition cpu
-    python tools/clean_corpus.py run --show > mine.toml; (edit it)
-    python tools/clean_corpus.py run --out runs/clean web=dumps/2024 --recipe mine.toml
-    python tools/clean_corpus.py run --out runs/clean-2025 web=dumps/2025 --against runs/clean
-    python tools/clean_corpus.py show runs/clean
+    mq3 data clean run --show > mine.toml; (edit it)
+    mq3 data clean run --out runs/clean web=dumps/2024 --recipe mine.toml
+    mq3 data clean run --out runs/clean-2025 web=dumps/2025 --against runs/clean
+    mq3 data clean show runs/clean
 
 An input is a path, NAME=PATH, or NAME:DOMAIN=PATH: a file or folder, here or by URL (s3://, hf://,
 gs://), of JSONL (.gz, .zst), Parquet, plain text or source code. NAME, of a path alone its own
 name, and DOMAIN label documents that do not say it themselves. OUT/documents holds the result, for
-tools/tokenize_corpus.py; OUT/report.json, report.png and `show` count dropped documents by reason,
+mq3 data tokenize; OUT/report.json, report.png and `show` count dropped documents by reason,
 OUT/dropped and OUT/duplicates list them, OUT/problems.jsonl unreadable input. Killed or
 stopped, the same command goes on where it was, also with other cores.
 
@@ -22,7 +22,6 @@ Documents that bring no `quality` and `education` get heuristics of characters a
 """
 
 import argparse
-import errno
 import math
 import os
 import sys
@@ -30,37 +29,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.lifetime import Stopped, ended_by_signals
+from data_prep.lifetime import errors_for_people
 from megatron_qwen3.cli import grammar
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
-from megatron_qwen3.shown import as_json, shown, shown_lines, shown_text
+from megatron_qwen3.shown import as_json, shown, shown_text
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
     from data_prep.clean.settings import CleaningInput, CleanSettings
 
 _TASKS_PER_CORE = 4
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong with a file, name or disk,
     or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        with ended_by_signals():
-            status: int = given.run(given)
-            return status
-    except ConfigError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-    except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return stop.exit_status if isinstance(stop, Stopped) else 130
-    except OSError as error:
-        again = "; with space, the same command goes on" if error.errno in _NO_SPACE else ""
-        print(shown_lines(f"error: {given.out}: {error}{again}"), file=sys.stderr)
+    status: int = given.run(given)
+    return status
     return 2
 
 
@@ -200,13 +190,14 @@ def _run(given: argparse.Namespace) -> int:
         print(shown(note), file=sys.stderr)
     if given.slurm and not stages.is_done(settings):
         stages.check_queue(settings, listed)  # it tells of jobs better than their lock does
-    with owned(Path(given.out), LOCK):
+    out = Path(given.out)
+    with errors_for_people(out), owned(out, LOCK):
         if note := plan.begin(settings, files):
             print(shown(note), file=sys.stderr)
         recipe.keep(settings)
         is_done = stages.is_done(settings) or _start(given, settings, size)
     if is_done:
-        _tell(Path(given.out), given.json)
+        _tell(out, given.json)
         if not given.json:
             print(shown(f"{documents_of(Path(given.out))}: ready for mq3 data tokenize"))
     return 0

@@ -8,30 +8,26 @@ With files, folders of runs and key=value pairs, the settings that `train` would
 checked, as one TOML file.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.settings import SETTINGS
-from megatron_qwen3.shown import as_json, shown_lines, shown_text
+from megatron_qwen3.shown import as_json, shown_text
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 a setting or file is wrong."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="FILE.toml | RUN | key=value")
     parser.add_argument("--json", action="store_true", help="print JSON instead of TOML")
     given = entry.parse(parser, arguments)
-    try:
-        config = settings.load(*settings.split(given.settings)) if given.settings else None
-    except ConfigError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    config = settings.load(*settings.split(given.settings)) if given.settings else None
     if given.json:
         print(as_json(asdict(config) if config else _defaults()))
         return 0

@@ -1,10 +1,10 @@
 """Convert between Hugging Face's Qwen3 and our checkpoints, and check both.
 
-    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT [--dtype bfloat16] [--dca]
-    python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--dtype …] [--tokenizer FOLDER]
+    mq3 convert from-hf  HF_FOLDER  OUT [--dtype bfloat16] [--dca]
+    mq3 convert to-hf    CHECKPOINT OUT [--dtype …] [--tokenizer FOLDER]
                                                 [--dca-length N] [rope.yarn_factor=4 …]
-    python tools/convert_checkpoint.py verify   A B [--precision bf16]
-    python tools/convert_checkpoint.py inspect  X
+    mq3 convert verify   A B [--precision bf16]
+    mq3 convert inspect  X
 
 A checkpoint is a step's folder, or a run's, of which the newest step is taken. Conversions need no
 GPU, no ranks and little memory, whatever the size of the model; OUT appears when it is complete.
@@ -22,7 +22,6 @@ transformers'.
 """
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,24 +29,22 @@ from typing import Any, NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry, validate_rope
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.settings_rope import RopeConfig
-from megatron_qwen3.shown import shown, shown_lines, shown_text
+from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.toml import emit
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 1 the models differ, 2 something is wrong with a file or name."""
     given = entry.parse(_parser(prog), arguments)
     warnings.filterwarnings("ignore", module=r"torch|megatron")
-    try:
-        status: int = given.run(given)
-        return status
-    except (ConfigError, OSError) as error:  # a full disk, say; half-written files are gone
-        print(f"error: {shown_lines(error)}", file=sys.stderr)
-        return 2
+    status: int = given.run(given)
+    return status
 
 
 class _Command(NamedTuple):
@@ -69,7 +66,7 @@ def _parser(prog: str | None) -> Parser:
             name,
             help=purpose,
             description=f"{purpose}.",
-            epilog=f"example:\n  python tools/convert_checkpoint.py {example}",
+            epilog=f"example:\n  mq3 convert {example}",
         )
         command.set_defaults(run=run)
         for folder in folders:

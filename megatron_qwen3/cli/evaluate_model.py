@@ -1,14 +1,14 @@
 """Measure how well a model does tasks whose answers are verified, with and without thinking.
 
-    python tools/evaluate_model.py runs/post_3_fusion --tasks math.jsonl --out runs/eval/fusion
-    python tools/evaluate_model.py runs/export --tasks gym:chain_sum,size=100 gym:gcd --samples 8 \\
+    mq3 evaluate runs/post_3_fusion --tasks math.jsonl --out runs/eval/fusion
+    mq3 evaluate runs/export --tasks gym:chain_sum,size=100 gym:gcd --samples 8 \\
         --modes thinking --budgets 128 512 2048 --out runs/eval/budgets
-    python tools/evaluate_model.py http://localhost:8000/v1 --tasks math.jsonl ifeval.jsonl \\
+    mq3 evaluate http://localhost:8000/v1 --tasks math.jsonl ifeval.jsonl \\
         --obedience 200 --tokenizer Qwen3-0.6B --out runs/eval/served
 
 A task is a line of JSON with "messages", the last a user's, and "verifier", as
 {"kind": "math", "gold": "42"}; maybe "id" and "tools". gym:NAME is a generator of reasoning-gym,
-with its settings after commas, own:KIND one of the project's (tools/tasks.py lists them). Kinds of
+with its settings after commas, own:KIND one of the project's (mq3 tasks lists them). Kinds of
 verifiers: see megatron_qwen3/posttrain/verifiers.
 
 OUT/report.html shows pass@k (Chen et al. 2021) with 95 % intervals over tasks, in each mode and by
@@ -21,26 +21,23 @@ each answer with its score, the reason, its thinking and its text. Answers are k
 text that is inserted where a budget cuts thinking. Lengths of thinking leave that text out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from megatron_qwen3 import launcher
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.cli.resumable import status_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.begun import begin, check_folder
 from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.posttrain.building.work import write_lines
 from megatron_qwen3.posttrain.evaluation.evaluate import (
     Evaluation,
     EvaluationResult,
@@ -65,11 +62,12 @@ TABLES = {
 }
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 1 done, but more than 1 % of the answers could not be judged, 130 or
     143 stopped, 2 something is wrong, or there is no answer."""
     given = _parser(prog).parse_args(arguments)
-    return status_of(partial(run, given))
+    return run(given)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -111,7 +109,7 @@ def _write(out: Path, found: EvaluationResult, log: AnswerLog) -> int:
     from megatron_qwen3.tables import console
 
     content = found.content
-    write_whole(out / SAMPLES, _lines(rows(found.samples, log)))
+    write_lines(out / SAMPLES, rows(found.samples, log))
     text = json.dumps(content, ensure_ascii=False, indent=1)
     write_whole(out / RESULTS, [text.encode("utf-8", "replace"), b"\n"])
     pages.write(content, found.examples, out / PAGE)
@@ -129,11 +127,6 @@ def _write(out: Path, found: EvaluationResult, log: AnswerLog) -> int:
     count = len(found.samples) + (obedience["answered"] if obedience else 0)
     print(shown(f"{out / PAGE}: {count:,} answers"))
     return 1 if content["alarm"] else 0
-
-
-def _lines(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
-    for row in rows:
-        yield json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:

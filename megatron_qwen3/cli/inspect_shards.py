@@ -1,9 +1,9 @@
 """List the contents of a folder of shards, trace a document's origin, and verify checksums.
 
-    python tools/inspect_shards.py table data/tokens --by language length
-    python tools/inspect_shards.py show data/tokens/shards/00000/00000 17
-    python tools/inspect_shards.py verify data/tokens
-    python tools/inspect_shards.py show data/post/chat 17 --tokenizer data/tokenizer
+    mq3 data inspect table data/tokens --by language length
+    mq3 data inspect show data/tokens/shards/00000/00000 17
+    mq3 data inspect verify data/tokens
+    mq3 data inspect show data/post/chat 17 --tokenizer data/tokenizer
 
 table adds up the inventory by one or more labels; a cell is a stretch of a shard whose documents
 have the same labels. show prints a document's input file, line and id,
@@ -11,8 +11,8 @@ and its text, from its tokens; of a set of dialogs a sample, in which âŸ¦ and âŸ
 trained part. verify reads every shard, or the files of a set, and compares them with their
 checksums.
 
-    python tools/inspect_shards.py find data/tokens https://example.org/page --field url
-    python tools/inspect_shards.py remove data/tokens https://example.org/page --field url \\
+    mq3 data inspect find data/tokens https://example.org/page --field url
+    mq3 data inspect remove data/tokens https://example.org/page --field url \\
         --reason "asked for by the author" --runs runs
 
 find reads the provenance of all shards. remove writes end-of-text over the documents that it finds:
@@ -21,10 +21,7 @@ curricula below --runs that have read them, and refuses while one of them, or a 
 machine, reads their shards. Killed, it goes on with the next `remove`.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, groupby, pairwise
@@ -44,24 +41,22 @@ from data_prep.tokenizer import load
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import tables
 from megatron_qwen3.cli import takedown
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
-from megatron_qwen3.shown import as_json, counted, plain, shown, shown_lines, shown_text
+from megatron_qwen3.shown import as_json, counted, plain, shown, shown_text
 
 ROWS_SHOWN = 200
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 all is well, 1 a shard differs from its checksums, 2 a wrong file or
     name."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        status: int = given.run(given)
-        return status
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    status: int = given.run(given)
+    return status
 
 
 def _parser(prog: str | None) -> Parser:

@@ -1,7 +1,7 @@
 """Check a run against the machines it asks for, and submit it to SLURM.
 
-    python tools/launch.py train STAGE.toml MODEL.toml [key=value …] --nodes 4 [--show]
-    python tools/launch.py chain MODEL.toml [key=value …] --nodes 4 [--show]
+    mq3 launch train STAGE.toml MODEL.toml [key=value …] --nodes 4 [--show]
+    mq3 launch chain MODEL.toml [key=value …] --nodes 4 [--show]
 
 It reports in a second the errors that a job would meet after an hour in the queue: a layout that
 does not fit the nodes, tensor-parallel ranks that NVLink does not join, a state that no GPU holds,
@@ -20,6 +20,7 @@ from typing import Any
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3.cli import grammar, launch_container, launch_sbatch
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.launch_sbatch import Submission
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
@@ -43,22 +44,22 @@ STAGES = ("pretrain_1_general", "pretrain_2_reasoning", "pretrain_3_long_context
 EXAMPLES = """\
 examples:
   # four nodes of eight GPUs, in a partition, charged to an account
-  python tools/launch.py train examples/stages/pretrain_1_general.toml \\
+  mq3 launch train examples/stages/pretrain_1_general.toml \\
       examples/models/qwen3_8b.toml --nodes 4 --partition gpu --account lm --time 12:00:00
 
   # the three stages, each when the one before has ended well; the last in a layout of its own
-  python tools/launch.py chain examples/models/qwen3_8b.toml --nodes 8 \\
+  mq3 launch chain examples/models/qwen3_8b.toml --nodes 8 \\
       --stage examples/stages/pretrain_1_general.toml \\
       --stage examples/stages/pretrain_2_reasoning.toml \\
       --stage examples/stages/pretrain_3_long_context.toml examples/models/long/qwen3_8b.toml
 
   # reinforcement learning: six nodes of ranks and two of vLLM, which sample
-  python tools/launch.py train examples/stages/post_2_reasoning_rl.toml \\
+  mq3 launch train examples/stages/post_2_reasoning_rl.toml \\
       examples/models/qwen3_8b.toml rollouts.engine=vllm \\
       rollouts.vllm.python=/opt/vllm/bin/python --nodes 8 --server-nodes 2
 
   # the commands alone, in a container
-  python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
+  mq3 launch train STAGE.toml MODEL.toml --nodes 2 --show \\
       --container /images/megatron_qwen3.sif
 """
 _ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
@@ -66,22 +67,19 @@ _GPUS_OF_A_NODE = 8  # at most, where NVLink ends at the node
 _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 submitted or shown, 2 something is wrong."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        runs, allocation = _runs(given), _allocation(given)
-        given = launch_container.completed(given, [run.config for run in runs])
-        if faults := list(_faults(runs, allocation, given)):
-            raise ConfigError("\nerror: ".join(faults))
-        for run in runs:
-            print(shown_text(_summary(run.config, allocation)), file=sys.stderr)
-        for note in launch_container.notes(given):
-            print(shown_lines(f"note: {note}"), file=sys.stderr)
-        (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
-    except ConfigError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    runs, allocation = _runs(given), _allocation(given)
+    given = launch_container.completed(given, [run.config for run in runs])
+    if faults := list(_faults(runs, allocation, given)):
+        raise ConfigError("\nerror: ".join(faults))
+    for run in runs:
+        print(shown_text(_summary(run.config, allocation)), file=sys.stderr)
+    for note in launch_container.notes(given):
+        print(shown_lines(f"note: {note}"), file=sys.stderr)
+    (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
     return 0
 
 

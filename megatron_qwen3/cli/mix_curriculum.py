@@ -1,10 +1,10 @@
 """Mix tokenized documents into a curriculum of stages, and find the text of a trained row again.
 
-    python tools/mix_curriculum.py mix SHARDS [KEY=VALUE …] [--recipe RECIPE.toml] [--out FILE.json]
-    python tools/mix_curriculum.py show FILE.json
-    python tools/mix_curriculum.py locate RUN STEP ROW
+    mq3 data mix SHARDS [KEY=VALUE …] [--recipe RECIPE.toml] [--out FILE.json]
+    mq3 data mix show FILE.json
+    mq3 data mix locate RUN STEP ROW
 
-mix reads the inventory that tools/tokenize_corpus.py left in the folder SHARDS, and a recipe,
+mix reads the inventory that mq3 data tokenize left in the folder SHARDS, and a recipe,
 which gives the sources of each stage; examples/curriculum.toml is the one for Qwen3's stages and
 explains every key. It prints the documents of each stage, writes the curriculum for
 data.curriculum, and beside it a page with tables and pictures. A recipe that cannot be met, with
@@ -13,7 +13,6 @@ a step was made of, and where they came from.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,30 +24,28 @@ from data_prep.inventory import Inventory, paths, read_inventory
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from megatron_qwen3 import entry, tables
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.pretrain.record import ReadBefore, RunRecord
-from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
+from megatron_qwen3.shown import plain, shown, shown_text
 
 ROOT = Path(__file__).resolve().parents[2]
 _EXAMPLES = """examples:
-  python tools/mix_curriculum.py mix data/tokens --out data/curriculum.json
-  python tools/mix_curriculum.py mix data/tokens general.tokens=2e9 reasoning.tokens=4e8 \\
+  mq3 data mix data/tokens --out data/curriculum.json
+  mq3 data mix data/tokens general.tokens=2e9 reasoning.tokens=4e8 \\
       long_context.tokens=5e7 general.max_epochs=2
-  python tools/mix_curriculum.py mix data/tokens --recipe mine.toml --after runs/8b/general
-  python tools/mix_curriculum.py locate runs/8b/pretrain_1_general 1200 7 --text
+  mq3 data mix data/tokens --recipe mine.toml --after runs/8b/general
+  mq3 data mix locate runs/8b/pretrain_1_general 1200 7 --text
 """
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong with a file, a recipe or a name."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        given.run(given)
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    given.run(given)
     return 0
 
 

@@ -1,9 +1,9 @@
 """Find the mixture of text to train on by small runs, at the level of combinations of labels.
 
-    python tools/optimize_mixture.py STUDY.toml             # here, resumable
-    python tools/optimize_mixture.py STUDY.toml --submit    # SLURM job arrays; call it again when
-                                                            # they are done
-    python tools/optimize_mixture.py STUDY.toml --report    # only finished runs
+    mq3 data optimize STUDY.toml             # here, resumable
+    mq3 data optimize STUDY.toml --submit    # SLURM job arrays; call it again when
+                                             # they are done
+    mq3 data optimize STUDY.toml --report    # only finished runs
 
 Texts whose labels go together (domain × quality × education × language × length, as shards keep
 them apart) are cells. Proxies, small models, are trained on a swarm of mixtures around the natural
@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import entry, tables
 from megatron_qwen3.cli import grammar
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import as_json, counted, plain, shown, shown_lines
+from megatron_qwen3.shown import as_json, counted, plain, shown
 
 if TYPE_CHECKING:
     from megatron_qwen3.studies.local import Point
@@ -33,20 +33,17 @@ if TYPE_CHECKING:
     from megatron_qwen3.studies.mixture.swarm import Parts
 
 _EXAMPLES = """examples:
-  python tools/optimize_mixture.py examples/reproduce/mixture/study.toml
-  python tools/optimize_mixture.py study.toml --by domain,quality
-  python tools/mix_curriculum.py mix data/tokens --recipe runs/mixture/recipe.toml
+  mq3 data optimize examples/reproduce/mixture/study.toml
+  mq3 data optimize study.toml --by domain,quality
+  mq3 data mix data/tokens --recipe runs/mixture/recipe.toml
 """
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 1 a run failed, 2 something is wrong with a file or a setting."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        return _run(given)
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    return _run(given)
 
 
 def _parser(prog: str | None) -> Parser:

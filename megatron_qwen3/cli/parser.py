@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from megatron_qwen3 import launcher
-from megatron_qwen3.cli.commands import COMMANDS
 from megatron_qwen3.entry import TypedSetting
 from megatron_qwen3.toml import did_you_mean
 
@@ -18,7 +17,6 @@ from megatron_qwen3.toml import did_you_mean
 class Parser(argparse.ArgumentParser):
     """argparse's, with texts that stand as they are written.
 
-    Examples in them are calls of files in tools/; where `mq3` was called, they are calls of it.
     Options are typed whole: else --gpu of one command would be --gpus of another. Sub-parsers are
     of this class, too.
     """
@@ -56,22 +54,6 @@ class Parser(argparse.ArgumentParser):
         if words[0].startswith("-") or os.path.exists(words[0]):
             return True
         return not did_you_mean(words[0], own[0].choices)  # a slip, which argparse tells
-
-    def format_help(self) -> str:
-        """The whole help, as --help prints it."""
-        text = super().format_help()
-        if not (self.prog or "").startswith("mq3"):
-            return text
-        for name, command in COMMANDS.items():
-            _, _, file = command.module.rpartition("megatron_qwen3.cli.")
-            if command.is_one_of_several:
-                _, _, own = name.rpartition(" ")
-                text = text.replace(f"python tools/{file}.py {own}", f"mq3 {name}")
-                text = text.replace(f"tools/{file}.py {own}", f"mq3 {name}")
-            else:
-                text = text.replace(f"python tools/{file}.py", f"mq3 {name}")
-                text = text.replace(f"tools/{file}.py", f"mq3 {name}")
-        return text.replace("mq3 data mix mix", "mq3 data mix")  # the usual one of its own name
 
 
 def _complete(parser: Parser) -> None:

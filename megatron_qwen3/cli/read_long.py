@@ -1,12 +1,12 @@
 """Measure how well a model reads beyond the length that it was trained with.
 
-    python tools/read_long.py runs/pretrain_3_long_context --texts books.jsonl --out runs/long
-    python tools/read_long.py export/qwen3-8b --trained 32768 --lengths 32768 65536 131072 \\
+    mq3 read-long runs/pretrain_3_long_context --texts books.jsonl --out runs/long
+    mq3 read-long export/qwen3-8b --trained 32768 --lengths 32768 65536 131072 \\
         --ways plain yarn --texts books.jsonl --out runs/long
-    torchrun --nproc-per-node 8 tools/read_long.py runs/pretrain_3_long_context \\
+    torchrun --nproc-per-node 8 -m megatron_qwen3 read-long runs/pretrain_3_long_context \\
         --texts books.jsonl --out runs/long parallel.context=8
 
-Texts are documents as tools/tokenize_corpus.py reads them; those that are long enough for the
+Texts are documents as mq3 data tokenize reads them; those that are long enough for the
 longest length are read, up to --count of them, the same at every length. plain is rotary embedding
 and nothing else; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
 setting for all lengths, that of the longest: where none exceeds the trained one, yarn is plain;
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.documents import SUFFIXES_IN_FOLDERS, Document, FilePart, files_within, read
 from megatron_qwen3 import entry, launcher
 from megatron_qwen3.bar import Bar
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser, one_of, or_setting, positive
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.generate.load import ModelSource, load, tokenizer_of
@@ -54,14 +55,11 @@ RESULTS, PAGE = "results.json", "report.html"
 _SEED = 1
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 an argument is wrong."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        _run(given)
-    except ConfigError as error:
-        launcher.tell(f"error: {error}")
-        return 2
+    _run(given)
     return 0
 
 

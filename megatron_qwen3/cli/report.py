@@ -1,4 +1,4 @@
-"""A training in one page: python tools/report.py RUN_DIR [RUN_DIR …]
+"""A training in one page: mq3 report RUN_DIR [RUN_DIR …]
 
 Reads metrics.jsonl of one or more runs, the stages of one training in order, prints how each went,
 and writes a web page that needs no other file, with the pictures beside it as PNG. Of runs whose
@@ -7,11 +7,11 @@ a page with more of them is written for each batch that --batches names. Runs th
 way may be read at any time.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import answers
@@ -20,18 +20,19 @@ from megatron_qwen3.pages.training import stage_rows, write_report
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.watching import samples
-from megatron_qwen3.shown import as_json, shown, shown_lines
+from megatron_qwen3.shown import as_json, shown
 from megatron_qwen3.tables import console, table
 from megatron_qwen3.training.history import RunHistory
 
 _EXAMPLES = """examples:
-  python tools/report.py runs/tiny-dense/pretrain_1_general
-  python tools/report.py runs/8b/pretrain_1_general runs/8b/pretrain_2_reasoning --out 8b.html
-  python tools/report.py runs/8b/post_2_reasoning_rl --batches 0 100 --out rl.html
+  mq3 report runs/tiny-dense/pretrain_1_general
+  mq3 report runs/8b/pretrain_1_general runs/8b/pretrain_2_reasoning --out 8b.html
+  mq3 report runs/8b/post_2_reasoning_rl --batches 0 100 --out rl.html
 """
 _BATCHES_OF_EXAMPLES = 8  # newest ones
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command line; the exit status."""
     parser = Parser(
@@ -61,25 +62,21 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     options = parser.parse_args(arguments)
     if options.out.suffix != ".html":
         parser.error(f"--out {options.out}: the name of a page ends in .html")
-    try:
-        runs = [RunHistory.read(folder) for folder in options.runs]
-        asked = _asked(options.runs[-1], options.batches)
-        if not options.json:
-            console().print(table(stage_rows(runs)))
-        found = {}
-        for n, (folder, run) in enumerate(zip(options.runs, runs, strict=True)):
-            if run.rollouts:
-                if not options.json:
-                    console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
-                newest = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
-                found[n] = KeptRollouts(newest, hacking.report(Path(folder)))
-        write_report(runs, options.out, found)
-        for batch, kept in asked.items():
-            subtitle = f"{runs[-1].name}, batch {batch}"
-            answers.write(kept, subtitle, options.out.with_suffix("") / f"batch_{batch}.html")
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    runs = [RunHistory.read(folder) for folder in options.runs]
+    asked = _asked(options.runs[-1], options.batches)
+    if not options.json:
+        console().print(table(stage_rows(runs)))
+    found = {}
+    for n, (folder, run) in enumerate(zip(options.runs, runs, strict=True)):
+        if run.rollouts:
+            if not options.json:
+                console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
+            newest = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
+            found[n] = KeptRollouts(newest, hacking.report(Path(folder)))
+    write_report(runs, options.out, found)
+    for batch, kept in asked.items():
+        subtitle = f"{runs[-1].name}, batch {batch}"
+        answers.write(kept, subtitle, options.out.with_suffix("") / f"batch_{batch}.html")
     if options.json:
         print(as_json([_numbers(run) for run in runs]))
         return 0

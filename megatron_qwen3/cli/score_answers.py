@@ -1,8 +1,8 @@
 """Score answers with a reward model: a checkpoint, a run folder, or a folder of HF's format.
 
-    python tools/score_answers.py runs/reward_model answers.jsonl --out scored.jsonl
-    python tools/score_answers.py export/reward pairs.jsonl > scored.jsonl
-    torchrun --nproc-per-node 8 tools/score_answers.py runs/reward_model answers.jsonl \\
+    mq3 score runs/reward_model answers.jsonl --out scored.jsonl
+    mq3 score export/reward pairs.jsonl > scored.jsonl
+    torchrun --nproc-per-node 8 -m megatron_qwen3 score runs/reward_model answers.jsonl \\
         --out scored.jsonl parallel.tensor=2
 
 A line is {"messages": […, assistant]}, or {"messages", "answer"}, {"messages", "answers": […]} or
@@ -25,7 +25,7 @@ from typing import Any
 from megatron_qwen3 import entry, launcher
 from megatron_qwen3.bar import Bar
 from megatron_qwen3.chat import ChatTokenizer
-from megatron_qwen3.chat_check import ChatError
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import load, tokenizer_of
@@ -37,14 +37,11 @@ from megatron_qwen3.storage.whole import whole_file
 _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 an argument is wrong."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        _run(given)
-    except (ConfigError, ChatError) as error:
-        launcher.tell(f"error: {error}")
-        return 2
+    _run(given)
     return 0
 
 

@@ -1,7 +1,5 @@
 """The commands of inspect_shards that find documents and take them out: `find` and `remove`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -1,41 +1,37 @@
 """Look at the tasks of a file or a generator before a run or an evaluation uses them.
 
-    python tools/tasks.py                                    # the kinds there are
-    python tools/tasks.py own:functions --count 2            # two tasks, to be read
-    python tools/tasks.py gym:chain_sum,max_terms=3 math.jsonl --first 100
-    python tools/tasks.py own:json,seed=7 --count 500 --json > queries.jsonl
+    mq3 tasks                                    # the kinds there are
+    mq3 tasks own:functions --count 2            # two tasks, to be read
+    mq3 tasks gym:chain_sum,max_terms=3 math.jsonl --first 100
+    mq3 tasks own:json,seed=7 --count 500 --json > queries.jsonl
 
 own:KIND and gym:NAME have no end: task n is always the same one, by its seed and its number. Lines
-of --json are the input of rollouts.tasks, tools/evaluate_model.py and tools/build_dialogs.py.
+of --json are the input of rollouts.tasks, mq3 evaluate and mq3 data build.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser, whole
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.rewards.tasks import kinds
-from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.shown import shown_text
 from megatron_qwen3.tables import console, table
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 an argument is wrong."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        if not given.sources:
-            console().print(table(_kinds(), words=("kind", "made by")))
-        for name in given.sources:
-            for task in _asked(name, given.first, given.count):
-                print(json.dumps(line(task)) if given.jsonl else shown_text(_read(task)))
-    except ConfigError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 2
+    if not given.sources:
+        console().print(table(_kinds(), words=("kind", "made by")))
+    for name in given.sources:
+        for task in _asked(name, given.first, given.count):
+            print(json.dumps(line(task)) if given.jsonl else shown_text(_read(task)))
     return 0
 
 

@@ -1,9 +1,9 @@
 """Store a teacher's probabilities at each trained token of tokenized dialogs, beside these.
 
-    python tools/build_dialogs.py teacher data/post/chat --teacher Qwen3-32B --top-k 64
-    torchrun --nproc-per-node 8 tools/build_dialogs.py teacher data/post/chat \\
+    mq3 data build teacher data/post/chat --teacher Qwen3-32B --top-k 64
+    torchrun --nproc-per-node 8 -m megatron_qwen3 data build teacher data/post/chat \\
         --teacher Qwen3-235B-A22B --top-k 64 --local parallel.tensor=4 parallel.expert=8
-    python tools/build_dialogs.py teacher data/post/chat --teacher http://teacher:8000/v1 \\
+    mq3 data build teacher data/post/chat --teacher http://teacher:8000/v1 \\
         --teacher-tokenizer Qwen3-32B --top-k 20
 
 SET.teacher/ holds, of each trained token, the teacher's most probable ids, their log-probabilities
@@ -12,8 +12,6 @@ soft targets and sft.teacher.path is empty. The teacher is a folder of ours (run
 Hugging Face's format) or vLLM, whose --max-logprobs must allow --top-k; it must have the tokenizer
 that the dialogs were tokenized with. Killed, or with a dead endpoint, the same command goes on.
 """
-
-from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass

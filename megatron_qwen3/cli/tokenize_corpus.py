@@ -1,13 +1,13 @@
 """Tokenize documents into Megatron's .bin/.idx shards, shuffled, in the order of their labels.
 
-    python tools/tokenize_corpus.py data/clean/documents --out data/tokens \\
+    mq3 data tokenize data/clean/documents --out data/tokens \\
         --tokenizer data/tokenizer
-    python tools/tokenize_corpus.py books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
+    mq3 data tokenize books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
         --default source=books domain=books language=eng_Latn
-    python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\
+    mq3 data tokenize web/*.parquet --out data/web --tokenizer data/tokenizer \\
         --field text=content language=lang --task-id $SLURM_ARRAY_TASK_ID \\
         --num-tasks $SLURM_ARRAY_TASK_COUNT
-    python tools/tokenize_corpus.py data/clean/documents --out data/packed \\
+    mq3 data tokenize data/clean/documents --out data/packed \\
         --tokenizer data/tokenizer --pack 32768
 
 A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
@@ -26,10 +26,7 @@ The same documents, seed and sizes give the same bytes, with any number of worke
 that was stopped or killed goes on where it was when the same command is run again.
 """
 
-from __future__ import annotations
-
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,49 +35,42 @@ from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
 from data_prep.inventory import INVENTORY, Inventory, paths, totals
 from data_prep.labels import Labels
-from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.groups import TokenizeReport
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from megatron_qwen3.bar import duration
 from megatron_qwen3.cli import grammar
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.inspect_shards import print_table
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
-from megatron_qwen3.shown import counted, shown, shown_lines
+from megatron_qwen3.shown import counted, shown
 
 ROWS_SHOWN = 12
 _MUCH_FILLER = 2  # percent
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong, 130 or 143 stopped."""
     given = _parser(prog).parse_args(arguments)
     start = time.monotonic()
-    try:
-        settings = Settings(
-            tokenizer=given.tokenizer,
-            seed=given.seed,
-            names=pairs(given.field, "--field"),
-            defaults=pairs(given.default, "--default"),
-            shard_tokens=_tokens(given.shard_mtokens),
-            group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
-            pack=given.pack,
-            keep_fields=tuple(given.keep_fields),
-            apart=given.apart,
-        )
-        options = CorpusOptions(
-            given.workers, given.engine, given.task, given.of, given.on_error == "stop"
-        )
-        with ended_by_signals():
-            report = tokenize(given.inputs, given.out, settings, options)
-    except ConfigError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return stop.exit_status if isinstance(stop, Stopped) else 130
+    settings = Settings(
+        tokenizer=given.tokenizer,
+        seed=given.seed,
+        names=pairs(given.field, "--field"),
+        defaults=pairs(given.default, "--default"),
+        shard_tokens=_tokens(given.shard_mtokens),
+        group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
+        pack=given.pack,
+        keep_fields=tuple(given.keep_fields),
+        apart=given.apart,
+    )
+    options = CorpusOptions(
+        given.workers, given.engine, given.task, given.of, given.on_error == "stop"
+    )
+    report = tokenize(given.inputs, given.out, settings, options)
     if report is None:
         print(shown(f"task {given.task} of {given.of} is done; the last task writes the inventory"))
     else:

@@ -1,9 +1,9 @@
 """Tokenize dialogs into a set to train on: ids, and which of them the model has to learn to emit.
 
-    python tools/tokenize_dialogs.py data/chat.jsonl --out runs/data/chat --tokenizer data/tokenizer
-    python tools/tokenize_dialogs.py data/chat/ --out runs/data/chat --tokenizer data/tokenizer \\
+    mq3 data dialogs data/chat.jsonl --out runs/data/chat --tokenizer data/tokenizer
+    mq3 data dialogs data/chat/ --out runs/data/chat --tokenizer data/tokenizer \\
         --train-on last --max-tokens 32768 --too-long cut --default source=web mode=non-thinking
-    python tools/tokenize_dialogs.py pairs.jsonl.gz --out runs/data/pairs --kind pairs \\
+    mq3 data dialogs pairs.jsonl.gz --out runs/data/pairs --kind pairs \\
         --tokenizer data/tokenizer
 
 A dialog is a line of JSON with "messages" in OpenAI's form, and maybe "tools", "weight" (above 0),
@@ -23,17 +23,14 @@ the same bytes, with any number of workers; a run that was stopped goes on where
 same command is run again.
 """
 
-from __future__ import annotations
-
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.engines import AUTO, ENGINES
-from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3 import tables
 from megatron_qwen3.bar import duration
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import pairs
 from megatron_qwen3.config import ConfigError
@@ -41,33 +38,26 @@ from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.dialog_set import KINDS
 from megatron_qwen3.posttrain.dialogs import TOO_LONG, TRAIN_ON, Choices
 from megatron_qwen3.posttrain.tokenizing import DialogOptions, DialogReport, tokenize
-from megatron_qwen3.shown import plain, shown, shown_lines
+from megatron_qwen3.shown import plain, shown
 
 DEFAULTED = ("source", "mode")
 ROWS_SHOWN = 20
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong, 130 or 143 stopped."""
     given = _parser(prog).parse_args(arguments)
     start = time.monotonic()
-    try:
-        choices = Choices(
-            kind=given.kind,
-            train_on=given.train_on,
-            max_tokens=given.max_tokens,
-            too_long=given.too_long,
-            **_defaults(given.default),
-        )
-        options = DialogOptions(given.workers, given.engine, given.on_error == "stop")
-        with ended_by_signals():
-            report = tokenize(given.inputs, given.out, given.tokenizer, choices, options)
-    except ConfigError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return stop.exit_status if isinstance(stop, Stopped) else 130
+    choices = Choices(
+        kind=given.kind,
+        train_on=given.train_on,
+        max_tokens=given.max_tokens,
+        too_long=given.too_long,
+        **_defaults(given.default),
+    )
+    options = DialogOptions(given.workers, given.engine, given.on_error == "stop")
+    report = tokenize(given.inputs, given.out, given.tokenizer, choices, options)
     _print(report, given.out, given.kind)
     print(shown(f"{given.out}.json: done in {duration(time.monotonic() - start)}"))
     return 0

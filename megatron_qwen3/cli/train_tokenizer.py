@@ -1,18 +1,15 @@
 """Train Qwen's kind of tokenizer on a sample of documents in which no language drowns the others.
 
-    python tools/train_tokenizer.py data/clean/documents --out data/tokenizer --vocab-size 151669
-    python tools/train_tokenizer.py wiki/*.jsonl.zst --out data/tokenizer --vocab-size 32000 \\
+    mq3 data tokenizer data/clean/documents --out data/tokenizer --vocab-size 151669
+    mq3 data tokenizer wiki/*.jsonl.zst --out data/tokenizer --vocab-size 32000 \\
         --sample-mb 200 --exponent 0.3 --field text=content language=lang
 
 Byte-level BPE with Qwen3's normalisation, split pattern and 26 control tokens, which --vocab-size
-includes. Documents are those of tools/tokenize_corpus.py. The table says how much of each language
+includes. Documents are those of mq3 data tokenize. The table says how much of each language
 was sampled, and how many bytes one token stands for in it.
 """
 
-from __future__ import annotations
-
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,37 +19,35 @@ from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3 import tables
 from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.cli import grammar
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import amount, pairs
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import plain, shown_lines
+from megatron_qwen3.shown import plain
 
 MEASURED_BYTES = 100_000  # of each language's text, for bytes per token
 ROWS_SHOWN = 20
 
 
+@ending()
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        if (given.out / "tokenizer.json").exists():
-            raise ConfigError(f"{given.out} holds a tokenizer; remove it, or choose another folder")
-        check_vocab_size(given.vocab_size)
-        if not 0 <= given.exponent < math.inf:
-            raise ConfigError(f"--exponent = {given.exponent:g}; valid: 0 or more")
-        sample = DocumentSample(
-            given.inputs,
-            pairs(given.field, "--field"),
-            amount(given.sample_mb, 1e6, "--sample-mb"),
-            given.exponent,
-            given.seed,
-            amount(given.read_gb, 1e9, "--read-gb"),
-        )
-        given.out.mkdir(parents=True, exist_ok=True)  # an error here comes before the reading
-        texts = _train(sample, given.vocab_size, given.out)
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
+    if (given.out / "tokenizer.json").exists():
+        raise ConfigError(f"{given.out} holds a tokenizer; remove it, or choose another folder")
+    check_vocab_size(given.vocab_size)
+    if not 0 <= given.exponent < math.inf:
+        raise ConfigError(f"--exponent = {given.exponent:g}; valid: 0 or more")
+    sample = DocumentSample(
+        given.inputs,
+        pairs(given.field, "--field"),
+        amount(given.sample_mb, 1e6, "--sample-mb"),
+        given.exponent,
+        given.seed,
+        amount(given.read_gb, 1e9, "--read-gb"),
+    )
+    given.out.mkdir(parents=True, exist_ok=True)  # an error here comes before the reading
+    texts = _train(sample, given.vocab_size, given.out)
     _print(sample, texts, given.out)
     return 0
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_qwen3.config import ConfigError, ModelConfig
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert.hf_config import read_config, read_long_config
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 

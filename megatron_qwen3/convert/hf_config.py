@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.foreign import read_json
 from megatron_qwen3.convert.hf_rope import (
     DCA_FIELD,
@@ -32,6 +25,7 @@ from megatron_qwen3.convert.hf_rope import (
     rope_values,
 )
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from megatron_qwen3.settings_rope import MOST_POSITIONS, RopeConfig
 from megatron_qwen3.storage.inside import check_links
 from megatron_qwen3.toml import emit

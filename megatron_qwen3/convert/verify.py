@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_qwen3.config import Config, ConfigError, ModelConfig, ParallelConfig
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert import hf, reference
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.load import fill
 from megatron_qwen3.model.scalars import Scalars
 from megatron_qwen3.parallel import runtime
+from megatron_qwen3.settings import ModelConfig, ParallelConfig
 from megatron_qwen3.settings_fp8 import Fp8Config
 from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.settings_rope import RopeConfig

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_qwen3 import entry, launcher
-from megatron_qwen3.chat import ChatError
+from megatron_qwen3 import entry
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.conversation import Conversation
@@ -46,16 +46,13 @@ top-k 20; without: 0.7, 0.8, 20 and presence penalty 1.5), else temperature 1 wi
 """
 
 
+@ending()
 def main(
     arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.generate"
 ) -> int:
     """The exit status: 0 done, 2 a wrong argument."""
     given = entry.parse(_parser(prog), arguments)
-    try:
-        run(given)
-    except (ConfigError, ChatError) as error:
-        launcher.tell(f"error: {error}")
-        return 2
+    run(given)
     return 0
 
 

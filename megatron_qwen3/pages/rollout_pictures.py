@@ -6,8 +6,6 @@ The x axis is the run's steps: a batch of rollouts stands at its first update. A
 numbers is not drawn. Where there are more sources than colours, only the extremes are named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -6,8 +6,6 @@
 `run` has batches of rollouts (`training/history.py`).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Looks up a setting of a run that is over, by its names: said(run, "rl", "entropy", "low")."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

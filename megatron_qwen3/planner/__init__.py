@@ -14,5 +14,5 @@ Pure arithmetic without torch. Read in this order:
     published.py     published runs (recipes.py, published_memory.py)
     fit.py           fits the constants (calibration.py) to them; accuracy.py: errors
 
-`tools/scaling_study.py` is the command line, README.md here explains the model and its figures.
+`mq3 plan` is the command line, README.md here explains the model and its figures.
 """

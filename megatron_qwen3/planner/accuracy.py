@@ -7,6 +7,8 @@ groups(comparisons)["all"].median
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
@@ -71,7 +73,7 @@ def groups(comparisons: Sequence[ComparedRun], of_memory: bool = False) -> dict[
             for name in _group_names(one):
                 found.setdefault(name, []).append(abs(error))
     return {
-        name: Errors(len(errors), quantile(errors, 0.5), quantile(errors, 0.9))
+        name: Errors(len(errors), *map(float, np.quantile(errors, (0.5, 0.9))))
         for name, errors in found.items()
     }
 
@@ -87,15 +89,6 @@ def _group_names(one: ComparedRun) -> list[str]:
         if run.cluster:
             names.append(f"Qwen3, tuned, {run.cluster.generation.capitalize()}")
     return [*names, f"model {run.job.model.name}", f"GPU {run.gpu}", f"precision {run.precision}"]
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie, between neighbours on a straight line."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def sort_key(one: ComparedRun) -> tuple[str, str, str, str]:

@@ -3,7 +3,7 @@
     constants = load()
 
 All are physical: shares of a peak rate that kernels reach, seconds of latency, shares of
-communication that stay visible. `tools/scaling_study.py fit` sets them from published runs and
+communication that stay visible. `mq3 study fit` sets them from published runs and
 writes calibration.toml; none belongs to a single run, model or GPU name.
 """
 

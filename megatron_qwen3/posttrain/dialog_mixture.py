@@ -13,8 +13,6 @@ is the same for every run, every stage, and every set that has the dialog. No to
 Legend: N samples of a set, D dialogs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -16,15 +16,12 @@ sample where trained[t], else 0. Of kind "pairs", sample 2n is the chosen answer
 and 2n + 1 the rejected one; its one marked token is the last, where the reward is read. No torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -128,16 +125,11 @@ class DialogSetWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None:
             self.finalize()
         else:
-            self._files.__exit__(kind, error, trace)
+            self._files.__exit__(kind, *rest)
 
 
 class DialogSet:

@@ -18,8 +18,6 @@ enable_thinking=False, except after /no_think in the text: there the model has t
 Without a mode the think block of a last answer is always trained, empty or not. No torch.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

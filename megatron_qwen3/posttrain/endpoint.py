@@ -9,14 +9,11 @@ are not followed, because the key would go with them. The key stands only in an 
 variable; it is removed from errors that repeat it. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -80,12 +77,7 @@ class Endpoint:
             self.label = self.model = self._only_model()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wire.stop()
 
     def follow(self) -> None:

@@ -8,8 +8,6 @@ allow as many log-probabilities (`--max-logprobs`, 20 by default), and a context
 than a sample has. The log-probabilities are at temperature 1. No torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -16,8 +16,6 @@ With several ranks, all but the first of a model of ours only serve it:
 Nothing here imports torch; a model of ours does when it is opened (`own_generator.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

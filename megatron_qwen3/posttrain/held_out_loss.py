@@ -7,8 +7,6 @@ sources, its labels: with 2 to 24 of them, each is reported apart, too.
 Legend: B rows, S places, G groups: each label of each source, M modes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial

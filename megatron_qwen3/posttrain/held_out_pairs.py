@@ -4,8 +4,6 @@ Accuracy is the share of pairs whose chosen answer has the higher reward; a tie 
 means are by the pairs' weights, as in training. Legend: B rows, S positions, K sources, N pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -7,8 +7,6 @@ A reply is one JSON object, in a fence of Markdown or without, that repeats the 
 a digest of the judged texts, so that none of them can contain it. No torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -8,8 +8,6 @@ Resuming with another teacher would change the objective, and no metric would sh
 machine, which are unknown. No torch here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

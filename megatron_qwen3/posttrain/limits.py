@@ -8,8 +8,6 @@ where nothing before the cut is trained, or the cut is within a think block: a m
 from such samples thinks without an end. Of a pair both answers are kept, or none.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import NamedTuple
 

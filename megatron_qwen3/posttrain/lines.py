@@ -5,8 +5,6 @@ for batch in read(part, choices):     # a part of data_prep.tokenization.plan
     batch.problems, batch.counts      # lines that were refused; further counts
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -10,8 +10,6 @@ and no group is left out. Verifiers, of tasks that have them, measure how often 
 and do not enter the loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -6,8 +6,6 @@
 A table is a frozen dataclass whose fields are made by `setting`. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Iterator

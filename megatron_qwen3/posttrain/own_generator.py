@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron_qwen3 import launcher
@@ -66,12 +65,7 @@ class OwnGenerator:
         self._generator = Generator(load(self._source, self._config, layout))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.leads and not self._is_under_way:
             self._tell(None)  # the others wait between tasks, so they hear it
         close()

@@ -12,12 +12,9 @@ each task, in any layout. torch is imported on entering.
 Legend: R rows, S positions, K ids of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -88,12 +85,7 @@ class OwnTeacher:
         self._unit, _ = row_unit(self._config.parallel)  # ranks share the positions of a row
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.leads and kind is None:
             self._tell(None)
         close()

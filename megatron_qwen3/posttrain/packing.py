@@ -13,8 +13,6 @@ before it are packed again to count their rows. No torch here.
 Legend: N samples of a source.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from bisect import bisect_right

@@ -11,8 +11,6 @@ drawn once before any is drawn again. No torch here.
 Legend: N pairs of a set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -7,8 +7,6 @@ token that ends its answer, which the set marks, never at padding.
 Legend: B rows, S positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Malformed says how a reply breaks the protocol; a retry may get a better one. No
 torch.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -4,10 +4,8 @@
 
 The run begins with a language model (checkpoint.init_from), whose output layer a fresh scalar head
 replaces, and trains it on pairs (`pair_mixture.py`, `pair_rows.py`, `bradley_terry.py`). The loop
-is `row_loop.py`'s; `tools/score_answers.py` scores answers with the trained model.
+is `row_loop.py`'s; `mq3 score` scores answers with the trained model.
 """
-
-from __future__ import annotations
 
 from functools import partial
 

@@ -8,8 +8,6 @@ It is pretraining's loop with other rows: `row_order.py` records the inputs of t
 batch that is left out is named by the input lines of its samples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 

@@ -7,8 +7,6 @@ A row is a function of settings, data and its number. If these changed when a ru
 train some dialogs twice and others never, and nobody would notice. No torch here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -11,8 +11,6 @@ batch, the sum of weighted losses divided by the sum of weights, is the mean of 
 Legend: B rows, S places.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

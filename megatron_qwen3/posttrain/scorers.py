@@ -12,8 +12,6 @@ scores; with another teacher's address it asks that one instead.
 Legend: T tokens of all rollouts of a record one after another, K ids of each; R rows, S positions.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Callable, Iterator

@@ -7,8 +7,6 @@ packed by best fit, a function of the step, so that a run resumes to the bit. Co
 the two modes and off-policy distillation are stages of it: other data, another objective.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

@@ -4,7 +4,7 @@
     stored, teacher = soft_targets.sources(config, layout, mixture, engine.data_rank)
 
 With sft.teacher.path a model in memory scores each batch before its step. Without it, the targets
-that `tools/build_dialogs.py teacher` wrote beside each set are read with the rows.
+that `mq3 data build teacher` wrote beside each set are read with the rows.
 """
 
 from megatron_qwen3 import launcher

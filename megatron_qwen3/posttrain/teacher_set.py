@@ -17,8 +17,6 @@ equal the step with the teacher in memory.
 While it is written, the folder's name ends in .partial; the parts that it has are whole. No torch.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@
 Runs before any rank starts, and in the estimate of memory. No torch.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

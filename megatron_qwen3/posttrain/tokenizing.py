@@ -1,4 +1,4 @@
-"""Tokenizes files of dialogs into one set: the work of `tools/tokenize_dialogs.py`.
+"""Tokenizes files of dialogs into one set: the work of `mq3 data dialogs`.
 
     report = tokenize(["chat.jsonl"], Path("data/chat"), "tokenizer", Choices(), DialogOptions())
 
@@ -7,8 +7,6 @@ in PREFIX.work, and then joined in the order of the files. So the bytes do not d
 workers, memory does not grow with the files, and a stopped run resumes with the parts it has. A
 file whose name, size or time changed counts as another file.
 """
-
-from __future__ import annotations
 
 import shutil
 from collections import Counter
@@ -25,11 +23,12 @@ from data_prep.documents import PARQUET, SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
 from data_prep.fingerprint import file_sha256
 from data_prep.json_files import json_bytes, read_json, write_json
+from data_prep.lifetime import errors_for_people
+from data_prep.pool import Pool, Tick, ticking
 from data_prep.tokenization import plan
-from data_prep.tokenization.corpus import errors_for_people, say_notes
+from data_prep.tokenization.corpus import say_notes
 from data_prep.tokenization.plan import TokenizeInput, Unit
-from data_prep.tokenization.pool import Pool
-from data_prep.tokenization.work import Problems, Tick, ticking
+from data_prep.tokenization.work import Problems
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
@@ -206,8 +205,8 @@ def _tokenize_units(job: DialogJob, workers: int, bar: Bar) -> None:
     whole, left = (sum(one.part.end - one.part.start for one in some) for some in (units, todo))
     bar.skip(UNITS_SHARE * (whole - left))
     bar.stage("tokenizing", left, UNITS_SHARE * left)
-    with Pool(workers, job, bar.advance) as pool:
-        for _ in pool.run(tokenize_unit, [(unit,) for unit in todo]):
+    with Pool(workers, job, __name__) as pool:
+        for _ in pool.run(tokenize_unit, [(unit,) for unit in todo], bar.advance):
             pass
 
 
@@ -221,7 +220,7 @@ def tokenize_unit(job: DialogJob, unit: Unit, tick: Tick) -> None:
         encoder, sources = _encoder(job.tokenizer, job.engine), _Sources()
         problems, counts, lines = Problems(unit, job.stop_on_error), Counter[str](), 0
         with _writer(job, job.piece(unit), encoder.vocab_size) as writer:
-            for batch in ticking(read(unit.part, job.choices), unit, tick):
+            for batch in ticking(read(unit.part, job.choices), unit.part, tick):
                 problems.add(batch.problems)
                 counts.update(batch.counts)
                 lines += batch.num_lines

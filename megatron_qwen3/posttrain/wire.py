@@ -6,8 +6,6 @@ again; other statuses are refusals. The wait between tries doubles each time, or
 endpoint's Retry-After header says. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import functools
 import http.client
 import json

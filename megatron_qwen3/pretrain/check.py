@@ -1,7 +1,5 @@
 """Checks before any rank starts that a run's data fit its model."""
 
-from __future__ import annotations
-
 import os
 
 from data_prep import curriculum

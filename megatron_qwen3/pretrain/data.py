@@ -12,8 +12,6 @@ size, resumes at any step, and the loader's whole state is the number of steps d
 Legend: B sequences, S their length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -12,8 +12,6 @@ Each file is checked when it is opened: its size, and its mark if the source has
 (`data_prep/fingerprint.py`), so that no other text is read in place of the mixed one.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from bisect import bisect_right

@@ -8,8 +8,6 @@ of version 1 have no fingerprints: there the path of the first shard and the num
 decide, or the name and that number, so that moved files are found again.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ is a permutation of any size, one position at a time. `stream.py` turns the coun
 its tokens, and `data.Mixture` joins the two.
 """
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import math

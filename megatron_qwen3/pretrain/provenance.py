@@ -4,8 +4,6 @@ for origin in locate("runs/8b/pretrain_1_general", step=1200, row=7):
     origin.shard, origin.document, origin.file, origin.line
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Turns rows of the data into arrays of a batch: `arrays_of(mixture.read(places))`. No torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

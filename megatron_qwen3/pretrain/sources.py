@@ -1,7 +1,5 @@
 """[[data.sources]] as sources of a mixture, without a curriculum file."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import replace
@@ -13,7 +11,8 @@ from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
 from data_prep.packed import Packed
 from data_prep.stretches import ShardFile
-from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import DataConfig, SourceConfig
 
 _WEIGHT_UNIT = 1 << 40  # weights are exact to a millionth of a millionth of the mixture
 

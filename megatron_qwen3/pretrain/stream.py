@@ -15,8 +15,6 @@ beforehand, with the last of these. A reading that stops elsewhere leaves an unf
 unread places are the cursor's `gaps`, which the next reading takes first.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

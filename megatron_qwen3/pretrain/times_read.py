@@ -7,8 +7,6 @@ A run's reading up to its newest checkpoint follows from its data.json, that pla
 curriculum's stages from the manifest. A shard is recognised by its place, or by its mark.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Locks are the operating system's: they end with the process, however it ends. Wh
 has none (some network mounts), nothing is locked. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

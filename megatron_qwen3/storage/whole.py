@@ -11,8 +11,6 @@ whose name is secret, the last rename wins, and each of the two is whole. A kill
 overwritten by the next one. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import secrets

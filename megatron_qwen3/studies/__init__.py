@@ -13,5 +13,5 @@ No torch; runs are started as processes and read back from their metrics. Read i
                                                            tuning.py        best rate and batch
                                                            laws.py          all of it, per stage
 
-`tools/scaling_study.py sweep | laws` are the command lines.
+`mq3 study sweep | laws` are the command lines.
 """

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.config import ConfigError, ModelConfig
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, MetricsError

@@ -9,8 +9,6 @@ Without torch, a process that reads rows for a rank starts in a fraction of a se
 Legend: B sequences, S positions.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ its state, and DALI's own checkpoints are not used. Where steps are not consecut
 batch that is left out, a new pipeline is started.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

@@ -7,8 +7,6 @@ come back. `read(step)` is pickled too: it should hold the places of the data, a
 only when it is called.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Checks, before any rank starts, that data.tokenizer fits the model and the data."""
 
-from __future__ import annotations
-
 import hashlib
 
 from data_prep.tokenizer_file import token_bytes, tokenizer_json

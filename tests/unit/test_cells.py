@@ -1,7 +1,5 @@
 """Many combinations of labels share few files, and a mixture takes any of them as if alone."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter, defaultdict
@@ -38,13 +36,14 @@ from data_prep.tokenization.plan import Settings
 from data_prep.tokenization.spill import InputSection as Spilled
 from data_prep.tokenization.spill import Section
 from megatron_qwen3.cli import mix_curriculum
-from megatron_qwen3.config import Config, ConfigError, DataConfig, RunConfig, TrainConfig
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.provenance import locate
+from megatron_qwen3.settings import DataConfig, RunConfig, TrainConfig
 from tests.corpora import WORDS
 
 pytestmark = pytest.mark.usefixtures("small_units")

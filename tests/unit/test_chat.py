@@ -1,7 +1,5 @@
 """Conversations are rendered as Qwen3's template does, in Python and in Jinja."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

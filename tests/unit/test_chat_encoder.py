@@ -1,7 +1,5 @@
 """Masks and ids of whole batches: the reference's, and the text that assistants say."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from itertools import groupby

@@ -1,7 +1,5 @@
 """A conversation's tokens are those of its text, and those that the model emits are trained."""
 
-from __future__ import annotations
-
 import unicodedata
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Users' classifiers give labels: ONNX models as their logits say, GlotLID by one word."""
 
-from __future__ import annotations
-
 import math
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cleaning keeps good documents once, lists dropped ones with reasons, and survives bad input."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

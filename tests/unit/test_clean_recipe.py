@@ -1,7 +1,5 @@
 """A cleaning follows its recipe, in its order; by default, the plain rules."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

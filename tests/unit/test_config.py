@@ -12,19 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_qwen3 import config as config_module
-from megatron_qwen3.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    SourceConfig,
-    changes,
-    load,
-    split,
-    to_toml,
-    validate,
-)
+from megatron_qwen3.config import Config, ConfigError, changes, load, split, to_toml, validate
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, search
@@ -33,7 +21,14 @@ from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.question import Question
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.presets import PRESETS
-from megatron_qwen3.settings import SETTINGS, TABLES
+from megatron_qwen3.settings import (
+    SETTINGS,
+    TABLES,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = sorted((ROOT / "examples/models/long").glob("*.toml"))
@@ -593,7 +588,7 @@ def test_a_layout_of_long_rows_is_as_fast_as_its_comment_says(path):
         config = load([LONG_STAGE, ROOT / "examples/models" / path.name, path])
         speed = Step.of(Job.of(config, gpus), cluster, constants).tokens_per_second_per_gpu
         assert min(abs(speed / n - 1) for n in told) < 0.02, speed
-    assert "scaling_study.py plan --gpu" in " ".join(text.split())
+    assert "mq3 plan --gpu" in " ".join(text.split())
 
 
 @pytest.mark.slow

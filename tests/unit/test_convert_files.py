@@ -587,4 +587,4 @@ def test_help_of_each_command_shows_a_call_of_it(
 ) -> None:
     with pytest.raises(SystemExit):
         convert_checkpoint.main([command, "--help"])
-    assert f"python tools/convert_checkpoint.py {command} " in capsys.readouterr().out
+    assert f"mq3 convert {command} " in capsys.readouterr().out

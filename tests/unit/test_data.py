@@ -1,7 +1,5 @@
 """A sample depends on its number alone, holds the text of its place, and bad inputs are errors."""
 
-from __future__ import annotations
-
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +12,7 @@ from hypothesis import strategies as st
 from data_prep.indexed import IndexedWriter
 from data_prep.tokenizer import train
 from data_prep.tokenizer_file import token_bytes
-from megatron_qwen3.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    SourceConfig,
-)
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain.check import check_inputs
@@ -30,6 +21,7 @@ from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
+from megatron_qwen3.settings import DataConfig, EvalConfig, ModelConfig, SourceConfig
 from megatron_qwen3.training.batch import TokenBatch
 
 S = 16

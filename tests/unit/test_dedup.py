@@ -1,7 +1,5 @@
 """Near-duplicates are found over all tasks and earlier corpora, as one task would find them."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import random

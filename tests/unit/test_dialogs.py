@@ -1,7 +1,5 @@
 """The trained part of a line of JSON, and lines that are refused."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Documents are read from every kind of file, and a fault of one costs no other."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

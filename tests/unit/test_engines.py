@@ -1,7 +1,5 @@
 """Every engine gives the ids of Hugging Face's tokenizers, on whatever text there may be."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import unicodedata

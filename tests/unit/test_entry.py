@@ -15,6 +15,7 @@ from megatron_qwen3 import train
 from megatron_qwen3.cli import (
     build_dialogs,
     clean_corpus,
+    commands,
     inspect_shards,
     mix_curriculum,
     scaling_study,
@@ -161,7 +162,7 @@ entry.run(lambda: signal.raise_signal(signal.SIGINT))
 COMMANDS = [
     *((clean_corpus, name) for name in ("run", "show")),
     *((inspect_shards, name) for name in ("table", "show", "verify")),
-    *((mix_curriculum, name) for name in ("mix", "show", "locate")),
+    *((mix_curriculum, name) for name in ("show", "locate")),
     *((build_dialogs, name) for name in ("cold-start", "fusion", "distill", "teacher")),
 ]
 
@@ -172,8 +173,8 @@ def test_help_of_a_command_shows_a_call_of_it(
 ) -> None:
     with pytest.raises(SystemExit):
         tool.main([name, "--help"])
-    file = tool.__name__.removeprefix("megatron_qwen3.cli.")
-    assert f"python tools/{file}.py {name} " in capsys.readouterr().out
+    (command,) = (words for words, one in commands.COMMANDS.items() if one.module == tool.__name__)
+    assert f"mq3 {command} {name} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

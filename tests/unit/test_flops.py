@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from megatron_qwen3.config import ModelConfig
 from megatron_qwen3.model.flops import active_parameter_count, flops_per_token, parameter_count
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import ModelConfig
 
 # Elements in the released safetensors files; a tied lm_head counts once.
 RELEASED = {

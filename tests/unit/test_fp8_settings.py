@@ -10,7 +10,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from megatron_qwen3.config import Config, ConfigError, ParallelConfig, load, to_toml
+from megatron_qwen3.config import Config, ConfigError, load, to_toml
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import specs
 from megatron_qwen3.parallel import fp8, installed
@@ -25,6 +25,7 @@ from megatron_qwen3.planner.allocation import Allocation
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.settings_fp8 import ARITHMETIC, UNITS, Fp8Config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -1,7 +1,5 @@
 """The .bin/.idx files are Megatron's, and a damaged pair is refused by name."""
 
-from __future__ import annotations
-
 import filecmp
 import os
 from itertools import pairwise

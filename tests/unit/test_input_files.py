@@ -1,7 +1,5 @@
 """The files of a folder that are read, notes on the others, and valid names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

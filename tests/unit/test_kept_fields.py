@@ -1,7 +1,5 @@
 """Fields of documents besides text and labels stay with them, whatever their values."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A source is known by name and contents: moves change nothing, other contents do not go unseen."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -16,20 +14,13 @@ from data_prep import curriculum, fingerprint
 from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.indexed import IndexedWriter
 from data_prep.stretches import ShardFile
-from megatron_qwen3.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.known import recognised
 from megatron_qwen3.pretrain.provenance import locate
 from megatron_qwen3.pretrain.record import RunRecord
+from megatron_qwen3.settings import DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig
 
 OLD = json.loads(Path(__file__).with_name("runs_of_version_1.json").read_text())
 

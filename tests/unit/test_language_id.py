@@ -1,7 +1,5 @@
 """Languages are named by their codes, of all 119 where evidence exists, and `und` elsewhere."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

@@ -1,7 +1,5 @@
 """A curriculum keeps budgets, shares and caps exactly, or is refused with a way out that works."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -477,7 +475,8 @@ def test_what_cannot_be_is_an_error_and_writes_nothing(
 def test_a_plan_goes_on_after_what_a_run_has_read(
     tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from megatron_qwen3.config import Config, DataConfig, RunConfig, TrainConfig
+    from megatron_qwen3.config import Config
+    from megatron_qwen3.settings import DataConfig, RunConfig, TrainConfig
 
     (tmp_path / "recipe.toml").write_text(RECIPE)
     command = ["mix", str(tokens), "--recipe", str(tmp_path / "recipe.toml"), "--no-page"]
@@ -504,9 +503,10 @@ def test_a_plan_goes_on_after_what_a_run_has_read(
 def test_a_row_of_a_step_is_found_again_down_to_the_line_it_was_made_from(
     tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from megatron_qwen3.config import Config, DataConfig, RunConfig, TrainConfig
+    from megatron_qwen3.config import Config
     from megatron_qwen3.pretrain.data import Mixture
     from megatron_qwen3.pretrain.provenance import locate
+    from megatron_qwen3.settings import DataConfig, RunConfig, TrainConfig
 
     (tmp_path / "recipe.toml").write_text(RECIPE)
     assert mix_curriculum.main(["mix", str(tokens), "--recipe", str(tmp_path / "recipe.toml")]) == 0

@@ -1,7 +1,5 @@
 """Mixtures by small runs: cells, swarms, laws and optima, against scipy, scikit-learn and sums."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A field that is not needed never matters, and a fault costs its record alone."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Texts that mean the same are the same characters afterwards, and none loses its meaning."""
 
-from __future__ import annotations
-
 import time
 import unicodedata
 

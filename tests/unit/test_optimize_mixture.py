@@ -1,7 +1,5 @@
 """The command that finds mixtures, with runs that are written by a law instead of being trained."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -1,7 +1,5 @@
 """The order of samples keeps its quotas at every moment, and shuffles are permutations."""
 
-from __future__ import annotations
-
 import math
 from itertools import accumulate
 

@@ -1,7 +1,5 @@
 """Documents in rows: none is cut that fits, filler is never trained, and the same bytes always."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """A curriculum of packed text: whole rows of every source, and the texts in them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Text in rows as a run reads it: a sample is a slice, and filler is never trained."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +13,13 @@ from hypothesis import strategies as st
 
 from data_prep import curriculum, fingerprint
 from data_prep.indexed import IndexedReader, IndexedWriter
-from megatron_qwen3.config import Config, ConfigError, DataConfig, SourceConfig
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, RunPart, RunRecord, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
+from megatron_qwen3.settings import DataConfig, SourceConfig
 from megatron_qwen3.training.batch import TokenBatch
 from tests.packed import write_packed
 

@@ -250,12 +250,10 @@ def test_memory_units_are_those_of_the_source():
     assert (ours.peak_bytes, theirs.peak_bytes) == (60e9, 60 * 2**30)
 
 
-def test_errors_are_relative_and_quantiles_lie_between_neighbours():
+def test_errors_are_relative():
     run = published.run_of(row())
     one = accuracy.ComparedRun(run, step_seconds=22.0)
     assert one.error == pytest.approx(0.1) and one.memory_error is None
-    assert accuracy.quantile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
-    assert accuracy.quantile([1.0], 0.9) == 1.0
     groups = accuracy.groups([one, accuracy.ComparedRun(published.run_of(row(task="lora")))])
     assert groups["all"].count == 1 and groups["Qwen3, tuned, Hopper"].median == one.error
 

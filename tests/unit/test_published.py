@@ -1,7 +1,5 @@
 """The published tokenizer is rebuilt, merges and all, from its ranked tokens."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

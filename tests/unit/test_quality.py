@@ -1,7 +1,5 @@
 """Rules drop text not written to be read, in languages with and without spaces, and in code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The quickstart's corpora are right, repeatable and disjoint; preparing twice is one work."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

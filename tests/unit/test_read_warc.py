@@ -1,7 +1,5 @@
 """Pages of a WARC become documents with url and date, by the example that cleans crawls."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

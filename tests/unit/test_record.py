@@ -1,7 +1,5 @@
 """Over stages, weights, lengths, batches, ranks and interruptions every token comes in its turn."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter
@@ -16,19 +14,12 @@ from data_prep import curriculum
 from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.indexed import IndexedWriter
 from data_prep.stretches import ShardFile
-from megatron_qwen3.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain import record, stream
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import RunRecord
+from megatron_qwen3.settings import DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig
 
 TOKENS = (1_500, 700, 260)
 

@@ -1,7 +1,5 @@
 """Cleaning reads from and writes to places that fsspec knows, and gives Parquet if asked."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

@@ -1,8 +1,6 @@
 """Documents are found by their fields and taken out in place; every run goes on, none trains
 on them, and a removal that is killed goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -31,13 +29,14 @@ from data_prep.stretches import ShardFile
 from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards
-from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, RunPart, RunRecord, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
 from megatron_qwen3.pretrain.times_read import readers, times
+from megatron_qwen3.settings import DataConfig, SourceConfig
 from megatron_qwen3.storage import lock
 from tests.corpora import WORDS, digests, dying
 

@@ -1,7 +1,5 @@
 """Shards: Megatron's token files with labels and origins, whole or not there at all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/build_dialogs.py teacher: errors before a teacher is asked, and its files."""
+"""mq3 data build teacher: errors before a teacher is asked, and its files."""
 
 import argparse
 import hashlib

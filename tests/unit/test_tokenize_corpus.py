@@ -1,7 +1,5 @@
 """Documents become shards: the same bytes whoever does the work, Megatron's, and never half."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import filecmp

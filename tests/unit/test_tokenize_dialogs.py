@@ -1,7 +1,5 @@
 """Files of dialogs become one set: the same bytes whoever does the work, and never half."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The tokenizer is Qwen's in form, loses no byte, and never takes text for a control token."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """No tokenizer.json cuts, fills or blows up a text, wherever one is read."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Callable

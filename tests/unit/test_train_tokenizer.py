@@ -1,7 +1,5 @@
 """A tokenizer is trained on a sample that holds every language, by the command that people use."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

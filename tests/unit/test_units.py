@@ -1,7 +1,5 @@
 """Units are words or characters, and nothing else of a text counts; signatures measure likeness."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -4,8 +4,6 @@ FindEqual: tasks that share the digests by their first bits; work/equal/TASK: CO
 task of this cleaning its own stretch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

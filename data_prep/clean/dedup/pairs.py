@@ -9,8 +9,6 @@ looked for here and there in files of others: keys are read once, in stretches, 
 once by their own task, and what is lent once by who needs it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@
 document: counted within the task, ascending; kept: the id of the one that stays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

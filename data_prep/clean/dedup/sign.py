@@ -4,8 +4,6 @@ SignDocuments   a step of the first stage: digest, signature and name of each do
 SortBands       a task for each of those: the keys of each band, sorted, without exact copies
 """
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections.abc import Iterator

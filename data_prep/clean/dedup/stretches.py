@@ -9,8 +9,6 @@ sorted rows has a reader for each cell of a band: keys are hashes, so equal rang
 about as many rows, and some 4,096 of a band make a cell. What lacks rows is told, not passed over.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any

@@ -7,8 +7,6 @@ state facts, middling ones have every third word by chance, bad ones all of them
 web is bad, most of stem is not. Whoever weighs domains alone takes the bad with the good.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from megatron_qwen3.training.dry_run import Role
 
 _EXAMPLES = """examples:
-  python tools/scaling_study.py dry-run examples/models/qwen3_235b_a22b.toml --world-size 256
-  python tools/scaling_study.py dry-run model.preset=qwen3-8b parallel.tensor=4 --shapes
-  python tools/scaling_study.py dry-run STAGE.toml MODEL.toml --json > ranks.json
+  mq3 dry-run examples/models/qwen3_235b_a22b.toml --world-size 256
+  mq3 dry-run model.preset=qwen3-8b parallel.tensor=4 --shapes
+  mq3 dry-run STAGE.toml MODEL.toml --json > ranks.json
 """
 
 

@@ -23,8 +23,8 @@ from megatron_qwen3.storage.folder import check_file
 _LEFT_OUT = {"source": attrgetter("source"), "gpu": attrgetter("gpu")}
 
 _EXAMPLES = """examples:
-  python tools/scaling_study.py fit examples/planner/published_perf.csv
-  python tools/scaling_study.py fit examples/planner/published_perf.csv --leave-out source
+  mq3 study fit examples/planner/published_perf.csv
+  mq3 study fit examples/planner/published_perf.csv --leave-out source
 """
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
-  python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
-  python tools/scaling_study.py laws fit runs/ladder --model 8b --tokens 36e12 \\
+  mq3 study laws run examples/studies/ladder_cpu.toml
+  mq3 study laws fit runs/ladder --model 8b --tokens 36e12 \\
       --overlay tuned.toml
-  python tools/scaling_study.py laws fit published.csv --json
+  mq3 study laws fit published.csv --json
 """
 
 

@@ -17,9 +17,9 @@ from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.shown import as_json
 
 _EXAMPLES = """examples:
-  python tools/scaling_study.py memory --gpus 256 \\
+  mq3 memory --gpus 256 \\
       examples/stages/pretrain_1_general.toml examples/models/qwen3_235b_a22b.toml
-  python tools/scaling_study.py memory --gpus 8 model.preset=qwen3-8b train.steps=1
+  mq3 memory --gpus 8 model.preset=qwen3-8b train.steps=1
 """
 
 

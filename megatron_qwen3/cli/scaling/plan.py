@@ -25,12 +25,12 @@ from megatron_qwen3.planner.why_none import why_none
 from megatron_qwen3.shown import as_json, plain
 
 _EXAMPLES = """examples:
-  python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
-  python tools/scaling_study.py plan --model 8b --gpu b200 --gpus 64 --precision auto --tokens 5e12
-  python tools/scaling_study.py plan --model 30b-a3b --gpu my_cluster.toml --gpus 128 --seq 32768
-  python tools/scaling_study.py plan --model 30b-a3b --gpu h100 --gpus 64 --hypothetical
-  python tools/scaling_study.py plan --model 8b --gpu h100 --gpus 32 --out plan.toml --plot plan.png
-  python tools/scaling_study.py plan --model 14b --gpu h100 --gpus 32 --tp 4 --pp 1 --json
+  mq3 plan --model 235b-a22b --gpu h100 --gpus 256
+  mq3 plan --model 8b --gpu b200 --gpus 64 --precision auto --tokens 5e12
+  mq3 plan --model 30b-a3b --gpu my_cluster.toml --gpus 128 --seq 32768
+  mq3 plan --model 30b-a3b --gpu h100 --gpus 64 --hypothetical
+  mq3 plan --model 8b --gpu h100 --gpus 32 --out plan.toml --plot plan.png
+  mq3 plan --model 14b --gpu h100 --gpus 32 --tp 4 --pp 1 --json
 """
 _PINS = {
     "tp": "tensor",

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
-  python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
+  mq3 study sweep examples/studies/sweep_cpu.toml --local
 
   # on a cluster: look at the arrays, submit them, and later report on finished points
-  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml
-  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --submit
-  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --report
+  mq3 study sweep examples/studies/sweep_h100.toml
+  mq3 study sweep examples/studies/sweep_h100.toml --submit
+  mq3 study sweep examples/studies/sweep_h100.toml --report
 """
 
 

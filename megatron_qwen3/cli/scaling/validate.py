@@ -21,9 +21,9 @@ from megatron_qwen3.planner.accuracy import ComparedRun, Errors
 from megatron_qwen3.shown import as_json, plain
 
 _EXAMPLES = """examples:
-  python tools/scaling_study.py validate examples/planner/published_perf.csv
-  python tools/scaling_study.py validate examples/planner/published_memory.csv --quiet
-  python tools/scaling_study.py validate examples/planner/published_perf.csv --json > errors.json
+  mq3 study validate examples/planner/published_perf.csv
+  mq3 study validate examples/planner/published_memory.csv --quiet
+  mq3 study validate examples/planner/published_perf.csv --json > errors.json
 """
 _WORDS = ("row", "model", "GPU", "precision", "layout")
 

@@ -12,8 +12,6 @@ key of a request does not depend on its place among others, on its purpose, or o
 address: answers stay valid under other filters, more samples or another address.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -21,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from megatron_qwen3.posttrain.generators import Answer, Request
@@ -48,12 +45,7 @@ class AnswerLog:
         self._read()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

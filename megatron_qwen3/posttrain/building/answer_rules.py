@@ -10,8 +10,6 @@ substantially, guess without deriving, contradict their thinking, mix languages 
 validation items. A verifier, in another process, checks the final answer (`checking.py`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

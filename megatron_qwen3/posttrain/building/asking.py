@@ -5,8 +5,6 @@ reason has lost nothing. Where one request after another fails, the endpoint is 
 run ends with a message, and the same command resumes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

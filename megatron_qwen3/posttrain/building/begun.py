@@ -4,8 +4,6 @@ Two commands that write files of the same names into one folder would take each 
 their own. So the first one writes its name into command.json there.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

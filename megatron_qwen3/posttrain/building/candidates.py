@@ -7,8 +7,6 @@ Every answer is counted in `work.outcomes` with its numbers under its first faul
 written to dropped.jsonl. Texts stay in files: only numbers are in memory.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

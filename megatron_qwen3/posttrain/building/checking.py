@@ -10,8 +10,6 @@ the answer's own words. For kinds without a short final answer, and for thinking
 result, agreement is unknown.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

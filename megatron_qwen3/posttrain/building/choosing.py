@@ -11,8 +11,6 @@ far as it has samples, at least the largest number that a domain needs, divided 
 The result is a function of samples and settings: ties are broken by ids.
 """
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 from collections import Counter, defaultdict

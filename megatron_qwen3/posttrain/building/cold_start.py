@@ -9,8 +9,6 @@ query's verifier. The fewest that cover are taken (`choosing.py`), since this st
 of thinking; correctness is learned later.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

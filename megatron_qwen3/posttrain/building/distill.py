@@ -8,8 +8,6 @@ verifier, are left out. Flags are inserted as in `fusion.py`: without them the s
 tell which mode is requested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

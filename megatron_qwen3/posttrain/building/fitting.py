@@ -4,8 +4,6 @@ Queries that differ only in case, blanks and punctuation are asked once. Queries
 validation item, or a flag to think or not, are not asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from data_prep.passages import Passages

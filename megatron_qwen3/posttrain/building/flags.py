@@ -9,8 +9,6 @@ The result is a function of the samples, the settings and the seed. A sample's o
 whether it is joined to others and where its flag is, whatever else is in the set.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ graded by the query's verifier, or by a judge with a checklist made for the quer
 makes dialogs of both.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -8,8 +8,6 @@ Formulas and code, which have letters but no language, are left out, as are scri
 is written in, and single letters of Greek. Names of languages are data_prep's.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

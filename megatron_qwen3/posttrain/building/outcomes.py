@@ -11,8 +11,6 @@
 Texts are not trusted: examples are cut to a length, and only escaped when shown or written.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from array import array

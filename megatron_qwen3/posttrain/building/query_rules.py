@@ -4,8 +4,6 @@ several_questions("What is 1+1? And 2+2?")        # {"questions": 2, "parts": 0}
 reference_fault({"kind": "math", "gold": ")("})   # "cannot be judged: …", or ""
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

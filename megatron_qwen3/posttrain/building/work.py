@@ -1,6 +1,6 @@
 """The output folder and shared tools of a build: `with BuildWork(out, …) as work`.
 
-    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py; a run without a result
+    OUT/dialogs.jsonl       the result, for mq3 data dialogs; a run without a result
                             leaves that of an earlier run as it is
     OUT/report.json, .html  counts and reasons of dropped texts, with pictures in OUT/report
     OUT/dropped.jsonl       each dropped query and answer, with its numbers and texts
@@ -10,8 +10,6 @@
 
 The first four are functions of the queries, the settings and the answers.
 """
-
-from __future__ import annotations
 
 import json
 from collections import Counter

@@ -5,8 +5,6 @@ write it, so lengths of thinking exclude it, but max_tokens counts it. An endpoi
 of its own, which cannot be told from thinking.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_qwen3.chat import END_THINK

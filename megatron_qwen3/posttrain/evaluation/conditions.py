@@ -7,8 +7,6 @@ A dialog for obedience has one to four queries of the tasks, each with /think, /
 neither, some with a flag in a system message; the last flag of all decides (`chat.thinks`).
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

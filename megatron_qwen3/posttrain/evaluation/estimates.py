@@ -7,8 +7,6 @@ An interval covers the results of other tasks of the same kind: tasks are drawn 
 of one task are not independent (Miller 2024, arXiv 2411.00640, section 2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import comb, fsum, sqrt
 from typing import NamedTuple

@@ -10,8 +10,6 @@ repeated, since it costs little. An answer that could not be judged is counted a
 pass@k; a request that failed after all retries is sent again by the same command.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

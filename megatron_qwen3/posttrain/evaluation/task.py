@@ -6,8 +6,6 @@ A task has a verifier, or a reference for a judge: the right answer (gold), or a
 properties of a good answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -12,8 +12,6 @@ for each set. Tasks that only a judge can score are left out here.
     source.task(10_000_000)
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -11,8 +11,6 @@ in any order. numpy alone, in float64: the first rank computes advantages once p
 Legend: N answers, P parts of a reward.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

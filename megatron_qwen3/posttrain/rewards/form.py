@@ -7,8 +7,6 @@
 The text is everything that the model wrote, with its thinking. No torch.
 """
 
-from __future__ import annotations
-
 import re
 
 from data_prep import scripts

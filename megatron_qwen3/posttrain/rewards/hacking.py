@@ -11,8 +11,6 @@ says little. Every sign has an innocent explanation; the report names the place 
 answers to read. No torch.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -23,7 +23,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from megatron_qwen3.config import ConfigError
@@ -76,13 +75,8 @@ class AnswerJudge:
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._opened.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
 
     def score(self, asked: Sequence[tuple[Task, str]]) -> list[Scored]:
         """The score of each answer, given with its thinking, to a task with gold or a checklist."""

@@ -8,12 +8,9 @@ A long run has more replies than a disk holds, so two files take turns: new repl
 the one before it is removed when the next is begun. No torch.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
@@ -33,12 +30,7 @@ class KeptReplies:
             self._logs.append(AnswerLog(self._before).__enter__())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for log in self._logs:
             log.close()
 

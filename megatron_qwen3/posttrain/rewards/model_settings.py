@@ -6,8 +6,6 @@
 Runs before any rank starts, and in the estimate of memory. No torch.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from megatron_qwen3.generate.load import ModelSource

@@ -9,8 +9,6 @@ have the policy's tokenizer (`model_settings.check`). The reward is read at the 
 answer. A truncated answer has no such token, so its score is None, not 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

@@ -20,15 +20,12 @@ A truncated answer is not known to be wrong. rl.truncated sets its reward: "mask
 "scored" its parts' sum. A failed answer has no score. No torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from data_prep.languages import UNKNOWN, code_of
@@ -96,12 +93,7 @@ class Rewards:
             self._judge = self._opening.enter_context(self._own_judge)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opening.close()
 
     def weights(self, task: Task) -> dict[str, float]:

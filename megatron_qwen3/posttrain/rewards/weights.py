@@ -6,8 +6,6 @@
 A named weight replaces the one before it; the others stay. Nothing imports torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields

@@ -8,8 +8,6 @@ A thread whose tool never returns is left alone: its rollout's environment is gi
 thread takes its place. No such thread keeps the process from ending.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

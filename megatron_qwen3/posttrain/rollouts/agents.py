@@ -15,8 +15,6 @@ whole conversations and drops this block from all turns but the last.)
 A tool that is unknown, called wrongly, raises or takes too long gives the answer "error: …".
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -13,8 +13,6 @@ lengths are of all that was sampled, not only of the trained part. No torch here
 Legend: N rollouts, P parts of a reward.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -10,8 +10,6 @@ the same numbers that the batch began with.
 Legend: T tokens of all rollouts, R rows, S positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

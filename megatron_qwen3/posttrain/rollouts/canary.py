@@ -9,8 +9,6 @@ not, a head that is tied, a prompt cached under earlier weights. The prompts are
 of the cache and the server has read them before, so that a stale cache shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 

@@ -3,8 +3,6 @@
 rollouts.engine chooses it, rollouts.agent adds tools; all ranks open and call it alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace

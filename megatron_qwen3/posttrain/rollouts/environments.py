@@ -11,8 +11,6 @@ Each rollout has an environment of its own. A user's class has the methods of `E
 no arguments, and lies in a module that Python finds, e.g. by PYTHONPATH. torch is not imported.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ may need them; sample answers are kept for the newest batches and for some of th
 Metrics of a batch are kept for ever. No torch here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -11,8 +11,6 @@ memory for itself and for one other rank's part of it. Rows are moved by the tab
 a packed copy of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, product

@@ -7,8 +7,6 @@ Truncated answers, answers without a reward and groups of equal rewards teach no
 whose rewards are 0 for such a reason looks as if it learned slowly. No torch here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -7,8 +7,6 @@ source is trained in, with the sampling of training and a seed that is the same 
 truncated answer counts as wrong, whatever rl.truncated says of training.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

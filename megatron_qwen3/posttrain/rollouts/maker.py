@@ -7,8 +7,6 @@ All ranks sample; only the first asks, rewards and writes (`batches.py`), and it
 on all ranks.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -12,8 +12,6 @@ without top-k or top-p, so that log-probs are those of the sampling distribution
 Legend: N samples of this data rank, T their tokens.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

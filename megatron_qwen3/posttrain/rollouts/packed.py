@@ -5,8 +5,6 @@
 The asks are not among them: all ranks know those. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any

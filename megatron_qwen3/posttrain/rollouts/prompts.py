@@ -7,8 +7,6 @@ A task whose prompt and rollouts.max_new_tokens exceed data.sequence_length is p
 the run. Where that holds for all tasks of a source, the settings are wrong. No torch here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any

@@ -4,8 +4,6 @@ content = packed({"ids": ids})                 # of a file that read_arrays(path
 check_sum(folder, ARRAYS_FILE, about)          # ValueError where it differs from record.json
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

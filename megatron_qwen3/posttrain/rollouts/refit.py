@@ -8,8 +8,6 @@ so that a server can check that it has the trainer's weights (`in_server/mq3_ref
 the first rank alone are returned, not raised, because the other ranks are still sending to it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import time

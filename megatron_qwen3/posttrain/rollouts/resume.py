@@ -6,8 +6,6 @@ roll_back(run, step)                # after a bad batch
 forget(config, step)                # removes arrays that no resume needs any more
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 

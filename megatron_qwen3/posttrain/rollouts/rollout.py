@@ -7,8 +7,6 @@ Engines are `own.py` (the model in training) and `vllm.py`; agents (`agents.py`)
 several times and join its answers and the tools' to one rollout. torch is not imported here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

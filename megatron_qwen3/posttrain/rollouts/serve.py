@@ -12,8 +12,6 @@ examples/slurm/rl.sbatch calls this. torch is imported only where run.device = "
 out whether there are GPUs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal

@@ -4,8 +4,6 @@ calls_of('<tool_call>\\n{"name": "python", "arguments": {"code": "…"}}\\n</too
 answers_ids(chat, ["42"], header_of(chat, prompt))     # ids up to the model's next turn
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

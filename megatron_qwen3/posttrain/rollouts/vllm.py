@@ -10,8 +10,6 @@ ones before it is asked anything, and then has to agree with the model in traini
 (`canary.py`). Errors of the first rank are raised on all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -24,7 +22,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -121,12 +118,7 @@ class VllmEngine:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     @property

@@ -12,8 +12,6 @@ request whose server dies is sent again, to another server or to the same one wi
 a row's draws depend on its own seed, not on the server. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections import Counter

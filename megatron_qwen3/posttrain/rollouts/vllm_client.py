@@ -9,8 +9,6 @@ log-probability for each, a known end. Nothing is retried here: the caller knows
 has to be restarted first. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ at a given address is waited for up to rollouts.vllm.start_seconds. Either comes
 run's weights. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -10,8 +10,6 @@ be open to others. Its environment has no variables of our launcher, which its o
 take for theirs, and it ends when the run ends (`leash.py`). Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

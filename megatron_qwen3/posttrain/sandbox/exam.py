@@ -9,8 +9,6 @@ values, tests, their comparisons or their result, which carries a token unknown 
 are copies, a test of a function's effect on its argument fails.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import json

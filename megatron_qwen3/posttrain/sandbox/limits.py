@@ -1,7 +1,5 @@
 """Limits of a program in the sandbox, and the outcome of running it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from megatron_qwen3.config import ConfigError

@@ -4,14 +4,11 @@ with Sandbox(ProgramLimits(), workers=4) as sandbox:
     outcomes = sandbox.run_all([("print(1)", ""), ("print(input())", "2")])
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Self
 
 from megatron_qwen3.config import ConfigError
@@ -46,12 +43,7 @@ class Sandbox:
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._threads.shutdown(cancel_futures=True)
 

@@ -3,8 +3,6 @@
 check(launcher, limits)    # ConfigError that names each wall that does not hold
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -6,8 +6,6 @@ Killing the first process of a PID namespace kills all processes in it, however 
 kernel does the rest: the program dies with the thread that called `run`, also after kill -9.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

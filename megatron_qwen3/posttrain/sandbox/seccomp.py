@@ -9,8 +9,6 @@ linux/filter.h and linux/seccomp.h. It refuses, with EPERM,
 - looking into other processes (ptrace, process_vm_*), and calls that only an administrator needs.
 """
 
-from __future__ import annotations
-
 import errno
 import platform
 import struct

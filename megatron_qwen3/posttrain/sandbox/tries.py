@@ -3,8 +3,6 @@
 Standard input is a JSON object; standard output gets a list of the walls that did not hold.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import mmap

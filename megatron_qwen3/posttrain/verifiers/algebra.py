@@ -7,8 +7,6 @@ off, as they use signals, which work in no other thread and do not interrupt C c
 exact before a comparison, where math-verify would round to six places.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import re

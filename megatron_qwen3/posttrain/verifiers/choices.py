@@ -8,8 +8,6 @@ without a claim the only letter that stands alone. Several letters at once are n
 letter does not count, and `I` and `A` within a sentence are words.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cache

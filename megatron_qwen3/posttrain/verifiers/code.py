@@ -7,8 +7,6 @@ Programs run only in the sandbox. Their output is compared here, and assertions 
 sandbox of their own (sandbox/exam.py): a program never sees the expected results.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ A parser of its own reads the expression into exact fractions; nothing is ever e
 least one operation is required: the target alone is no expression.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

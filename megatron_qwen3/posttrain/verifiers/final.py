@@ -5,8 +5,6 @@ boxes("\\boxed{4} or \\boxed{\\frac{1}{2}}")               # the contents, in or
 number("1{,}234.5"), number("3/4"), number("1.2e-4"), number("50%")   # exact fractions
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

@@ -9,8 +9,6 @@ If a scorer raises on an answer but accepts the task's own, the answer is unread
 if it does not accept its own either, the score is unknown.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -9,8 +9,6 @@ and a text without a language is in none of the languages. Nothing is downloaded
 count sentences and words (simple.py).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Literal

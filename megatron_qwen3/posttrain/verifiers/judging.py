@@ -5,8 +5,6 @@ with settings.verifiers() as judges:                 # a `Verifiers`
     judges.judge([(spec, text), …])
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol

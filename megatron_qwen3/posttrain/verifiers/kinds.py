@@ -7,8 +7,6 @@
 The fields of a kind are the keyword arguments of its function, with the types of their annotations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import types

@@ -7,8 +7,6 @@ sympy computes such numbers digit by digit, which may take for ever; here only l
 of the figures of a LaTeX formula. Letters and commands count as 1.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

@@ -17,8 +17,6 @@ math-verify (0.9) gets them wrong; the algebra is left to it (algebra.py):
 The comparison runs in a worker process (pool.py), for math-verify hangs on some formulas.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction

@@ -9,8 +9,6 @@
 Nothing here computes: the comparison is in mathematics.py, algebra is math-verify's.
 """
 
-from __future__ import annotations
-
 import re
 
 from megatron_qwen3.posttrain.verifiers import final

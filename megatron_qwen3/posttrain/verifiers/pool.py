@@ -8,8 +8,6 @@ The limit is enforced from outside, by SIGKILL: signals reach only the main thre
 not while C code runs. A killed worker is replaced by a new one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -21,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Self
 
 from megatron_qwen3.config import ConfigError
@@ -54,12 +51,7 @@ class Verifiers:
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="verifiers")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self._all:
             worker.end()
         self._threads.shutdown(cancel_futures=True)

@@ -7,8 +7,6 @@ It is the last box, or else, within the last <answer>…</answer> if any, the li
 the text after `the answer is`, or the last formula.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Each takes the answer without its thinking and the fields of its spec, and gives
 is right, else the reason why it is wrong. `CannotJudge` where the fields are invalid.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from fractions import Fraction

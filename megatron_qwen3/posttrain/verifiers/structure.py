@@ -3,8 +3,6 @@
 Each gives "" where the text is right, else the reason why it is wrong.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any, Literal, NoReturn

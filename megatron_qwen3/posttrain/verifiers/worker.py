@@ -7,8 +7,6 @@ it ends by itself when its parent is gone.
     python -P -m megatron_qwen3.posttrain.verifiers.worker SECONDS
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

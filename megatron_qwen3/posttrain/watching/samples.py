@@ -9,8 +9,6 @@ by the model, or inserted by a thinking budget or a tool. All of it is untrusted
 makes markup. No torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

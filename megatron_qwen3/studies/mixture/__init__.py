@@ -10,5 +10,5 @@ No torch. Read in this order:
     finding.py      losses of the runs, and how the mixture found compares
     result.py       the files: mixture.json, the recipe, proposed mixtures
 
-`tools/optimize_mixture.py` is the command line.
+`mq3 data optimize` is the command line.
 """

@@ -9,8 +9,6 @@ value of each of the first labels, one or some of the next, and any of the rest,
 recipe can say. A value that no other can be joined with stays small.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ scipy finds its one lowest point. Of boosting the best of many mixtures are aver
 does. Legend: N mixtures, P parts, T targets.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize

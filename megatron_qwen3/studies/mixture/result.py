@@ -8,8 +8,6 @@ mixture.json holds all numbers of the page; recipe.toml is for `mix`. Legend: N 
 C cells, K stages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

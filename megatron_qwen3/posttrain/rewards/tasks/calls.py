@@ -1,7 +1,5 @@
 """Function-calling tasks: a request, a few tools, and the right calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

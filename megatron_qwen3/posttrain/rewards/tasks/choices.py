@@ -1,7 +1,5 @@
 """Multiple-choice tasks: a question with one right option among four or five, in any order."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from megatron_qwen3.posttrain.rewards.tasks.made import (

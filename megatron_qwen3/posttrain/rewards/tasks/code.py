@@ -1,7 +1,5 @@
 """Coding tasks: a function to write, with unit tests computed by a reference function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Countdown tasks: reach a target with given numbers; a solution is known to exist."""
 
-from __future__ import annotations
-
 from megatron_qwen3.posttrain.rewards.tasks.made import (
     CHINESE,
     ENGLISH,

@@ -1,7 +1,5 @@
 """Instruction-following tasks: one to three of IFEval's instructions that do not conflict."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ learn from; task n comes from generator n modulo their number. A task is a funct
 and number, and numbers have no end. Only a judge can score `roles` and `writing`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any

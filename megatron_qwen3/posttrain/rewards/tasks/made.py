@@ -6,8 +6,6 @@ A generator is a function of a `TaskDraw` alone, a random number generator that 
 languages: equal draws give equal tasks, on every machine.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Retrieval tasks: questions about passages, with the right passage to be cited."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, FRENCH, GERMAN, Made, TaskDraw

@@ -1,7 +1,5 @@
 """JSON tasks: facts in words, to be written as JSON by a schema drawn at random."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

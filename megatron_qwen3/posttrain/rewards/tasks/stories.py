@@ -1,7 +1,5 @@
 """Word problems in several languages, with a number as their answer."""
 
-from __future__ import annotations
-
 from megatron_qwen3.posttrain.rewards.tasks.made import (
     CHINESE,
     ENGLISH,

@@ -4,8 +4,6 @@ A sentence tells the colour of one thing, or of two; apart from capitals and the
 one translation, so that a verifier can check it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from megatron_qwen3.posttrain.rewards.tasks.made import (

@@ -1,8 +1,6 @@
 """Role play and open writing, which a judge scores by a checklist. A role also has a rule that a
 verifier can check."""
 
-from __future__ import annotations
-
 from megatron_qwen3.posttrain.rewards.tasks.made import (
     CHINESE,
     ENGLISH,
