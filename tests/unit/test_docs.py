@@ -227,5 +227,10 @@ def test_no_riddle_comes_back(riddle):
             assert riddle not in text, file
 
 
+def test_every_command_is_on_a_page():
+    prose = " ".join(" ".join(text_of(page).split()) for page in OF_TODAY)
+    assert not [name for name in COMMANDS if f"mq3 {name}" not in prose]
+
+
 def test_every_page_is_in_the_site():
     assert sorted(NAV) == PAGES
