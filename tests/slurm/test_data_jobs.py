@@ -12,6 +12,7 @@ from data_prep.inventory import read_inventory
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"mem-per-cpu": "100M"}
 RECIPE = """
 [stages.general]
 tokens = 2e4
@@ -21,14 +22,14 @@ sequence_length = 64
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """submit(script, *arguments, **options): a job of examples/slurm, its log in tmp_path."""
+    """submit(*words, **options): a job of a command of mq3, its log in tmp_path."""
     environment = cluster.environment | {"QWEN3_VENV": sys.prefix, "QWEN3_CHECKOUT": str(ROOT)}
 
-    def submit(script, *arguments, **options):
+    def submit(*words, **options):
         small = {"cpus-per-task": 1, "output": f"{tmp_path}/%j.out"} | options
-        words = [f"--{name}={value}" for name, value in small.items()]
-        job = (str(ROOT / "examples/slurm" / script), *map(str, arguments))
-        return cluster.submit(*words, *job, cwd=tmp_path, env=environment)
+        asked = [f"--{name}={value}" for name, value in small.items()]
+        job = (str(ROOT / "examples/slurm/command.sbatch"), *map(str, words))
+        return cluster.submit(*asked, *job, cwd=tmp_path, env=environment)
 
     return submit
 
@@ -43,12 +44,12 @@ def test_an_array_tokenizes_and_then_a_curriculum_is_mixed(cluster, submit, tmp_
     documents, out = sorted(tmp_path.glob("*.jsonl")), tmp_path / "tokens"
     # Small groups, so that each task has some.
     asked = (*documents, "--out", out, "--tokenizer", tmp_path / "tokenizer", "--group-gb=4e-5")
-    tokenize = submit("tokenize.sbatch", *asked, array="0-1", **{"mem-per-cpu": "100M"})
+    tokenize = submit("data", "tokenize", *asked, array="0-1", **SMALL)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     mix = submit(
-        *("curriculum.sbatch", "mix", out, "--recipe", tmp_path / "recipe.toml", "--no-page"),
+        *("data", "mix", out, "--recipe", tmp_path / "recipe.toml", "--no-page"),
         dependency=f"afterok:{tokenize}",
-        mem="100M",
+        **SMALL,
     )
     cluster.wait(mix)
     assert sum(cell.documents for cell in read_inventory(out).cells) == 200
@@ -58,7 +59,7 @@ def test_an_array_tokenizes_and_then_a_curriculum_is_mixed(cluster, submit, tmp_
 
 
 def test_a_conversion_that_cannot_be_fails_its_job(cluster, submit, tmp_path):
-    job = submit("convert.sbatch", "to-hf", tmp_path / "nothing", tmp_path / "out", mem="100M")
+    job = submit("convert", "to-hf", tmp_path / "nothing", tmp_path / "out", **SMALL)
     cluster.wait(job, "FAILED")
     assert cluster.job(job)["ExitCode"] == "2:0"
     assert "no checkpoint of ours" in (tmp_path / f"{job}.out").read_text()

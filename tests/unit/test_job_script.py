@@ -34,7 +34,9 @@ case $1 in hostnames | show) printf 'node7\\nnode8\\n' ;; *) echo "$@" >> "$FOLD
 
 
 class Job:
-    """train.sbatch as SLURM starts it, with the notes of the pretended programs."""
+    """A job's script as SLURM starts it, with the notes of the pretended programs."""
+
+    script = "train.sbatch"
 
     def __init__(self, folder, *statuses, arguments=("STAGE.toml", "run.name=a b"), **environment):
         self.folder = folder
@@ -53,7 +55,7 @@ class Job:
             "PATH": f"{folder}/bin:{os.environ['PATH']}",
         }
         self.process = subprocess.Popen(
-            ["bash", str(ROOT / "examples/slurm/train.sbatch"), *arguments],
+            ["bash", str(ROOT / "examples/slurm" / self.script), *arguments],
             env=os.environ | slurm | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,6 +90,25 @@ def test_ranks_are_called_with_the_arguments_as_they_are(tmp_path):
     assert call[-8:-1] == [*command, "STAGE.toml", "run.name=a b"]
     assert call[-1] == "MASTER=node7:21234"
     assert "--distribution=block" in call
+
+
+class CommandJob(Job):
+    script = "command.sbatch"
+
+
+def test_a_command_gets_its_words_as_they_are(tmp_path):
+    job = CommandJob(tmp_path, 2, arguments=("convert", "to-hf", "a b", "out"))
+    assert job.end()[0] == 2
+    assert job.calls()[0][-7:-1] == ["-m", "megatron_qwen3", "convert", "to-hf", "a b", "out"]
+
+
+def test_a_task_of_an_array_takes_its_share_of_a_command_unless_another_is_typed(tmp_path):
+    typed = ("data", "tokenize", "in", "--num-tasks", "64")
+    task = {"SLURM_ARRAY_TASK_ID": "17", "SLURM_ARRAY_TASK_COUNT": "1"}
+    job = CommandJob(tmp_path, 0, arguments=typed, **task)
+    assert job.end()[0] == 0
+    words = job.calls()[0][-8:-1]
+    assert words == ["data", "tokenize", "--num-tasks=1", "--task-id=17", *typed[2:]]
 
 
 def test_a_rank_has_slurms_numbers_under_torchs_names():
