@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and a run that ends cleanly when told to.
+"""Lets processes end with the one that started them, and a run end cleanly on a signal.
 
     die_with_parent()                 # first in a worker, however its parent ends
     with ended_by_signals(): ...      # SIGTERM and SIGHUP come as Stopped
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was told to end. exit_status: what a shell expects of a process that was."""
+    """The run was told to end. exit_status: the one that a shell expects then."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -75,7 +75,7 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def errors_for_people(out: Path) -> Iterator[None]:
-    """What the operating system refuses (a full disk, rights), said with the way out."""
+    """Turn errors of the operating system (a full disk, rights) into one with the way out."""
     try:
         yield
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Processes that share out a list of calls, report what they have done, and never outlive us.
+"""Shares a list of calls among processes that report their progress and never outlive us.
 
     with Pool(workers, job, __name__) as pool:
         for result in pool.run(tokenize_unit, [(0, unit), ...], bar.advance): ...
 
-`function(job, *arguments, tick)` calls tick(count) now and then, of bytes or what else the bar
-counts, which gets what was ticked since the last time. The job, which may be large, goes to each
-process once. One worker is this process. On the first error the others are killed: what they do
-may be done again.
+`function(job, *arguments, tick)` calls tick(count) now and then, of bytes or any unit of the
+bar, which gets the ticks since the last time. The job, which may be large, goes to each
+process once. One worker is this process. On the first error the others are killed: their
+calls may be done again.
 """
 
 import multiprocessing
@@ -50,7 +50,7 @@ def ticking(batches: Iterable[Read], part: FilePart, tick: Tick) -> Iterator[Rea
 
 
 class Pool(Generic[Job]):
-    """ConfigError where a worker is killed: what it had not finished is done by another run.
+    """ConfigError where a worker is killed: another run does its unfinished calls.
 
     module: that of the functions, which workers find imported.
     """

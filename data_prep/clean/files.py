@@ -1,4 +1,4 @@
-"""Documents and numbers between the stages: compressed JSONL and arrays that are whole or absent.
+"""Stores documents and numbers between stages: compressed JSONL and arrays, whole or absent.
 
     with new_documents(path) as writer:       # path appears when the block ends well
         writer.write(document)
@@ -48,7 +48,7 @@ class DocumentWriter:
             self._flush()
 
     def finish(self) -> None:
-        """Write what waits, and the end of the compressed stream."""
+        """Write the waiting lines, and the end of the compressed stream."""
         self._flush()
         self._stream.close()
 
@@ -84,7 +84,7 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 
 def read_json(path: Path) -> Any:
-    """What a task left as JSON. ConfigError where it is cut short."""
+    """The JSON that a task left. ConfigError where it is cut short."""
     try:
         return msgspec.json.decode(path.read_bytes())
     except msgspec.DecodeError:
@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def cut_short(path: str | Path) -> ConfigError:
-    """The error of a file between stages that is not what a task left: a disk's, or somebody's."""
+    """The error of a file between stages that changed after its task: a disk's, or somebody's."""
     return ConfigError(
         f"{shown(path)} is cut short or damaged: remove logs and work of the cleaning that it "
         "belongs to, and start that anew by the same command"

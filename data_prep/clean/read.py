@@ -1,4 +1,4 @@
-"""The first step: documents out of files, each task its shares of them; what is bad is noted.
+"""The first step: reads documents from files, each task its shares of them, and notes problems.
 
 plan.begin(settings, plan.find_files(settings))
 ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` and labels
@@ -79,7 +79,7 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
 
 def tokenizer_note(settings: CleanSettings) -> str:
-    """What is left aside of the tokenizer that evaluation data are compared with, or ""."""
+    """Settings left aside of the tokenizer that evaluation data are compared with, or ""."""
     return cut_note(settings.tokenizer) if settings.tokenizer else ""
 
 
@@ -114,7 +114,7 @@ def _document(
 ) -> Document:
     """With its labels, or those of the input.
 
-    fields: what else it brought; where a name is one of those that cleaning writes, under another.
+    fields: its further ones; where a name is one of those that cleaning writes, under another.
     """
     labels = said(read, share.input.source, domain=share.input.domain)._asdict()
     file = _name(share.part)

@@ -1,11 +1,11 @@
-"""The documents that a cleaning ends with: JSON lines or Parquet, in OUT/documents or elsewhere.
+"""Writes the result of a cleaning: JSON lines or Parquet, in OUT/documents or elsewhere.
 
     with new_result(settings, task) as kept: kept.write(document)
 
 Parquet has a column for each label and each field that documents brought, the same ones in every
-file: `FieldsFound` notes what a task met, `MergeFields` (one task, before the results are written)
-makes columns of it. A field that is not of one kind in all documents is text. Where `documents` is
-a URL (`remote.py`), a file is written here first and then copied whole.
+file: `FieldsFound` notes a task's fields, `MergeFields` (one task, before the results are written)
+makes columns of them. A field that is not of one kind in all documents is text. Where `documents`
+is a URL (`remote.py`), a file is written here first and then copied whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OURS = {"id": "text", "text": "text"} | dict.fromkeys((*LABEL_FIELDS[:3], "file
 _OURS |= dict.fromkeys(LABEL_FIELDS[3:], "number")
 _GROUP_BYTES = 1 << 24  # of text that is written at a time
 _GROUP_ROWS = 1 << 14
-_WHOLE = range(-(1 << 63), 1 << 63)  # what a column of whole numbers holds
+_WHOLE = range(-(1 << 63), 1 << 63)  # the numbers that a column of whole numbers holds
 _KINDS = {bool: "flag", int: "whole", float: "number", str: "text"}
 
 
@@ -60,8 +60,8 @@ def _folder(settings: CleanSettings) -> Path:
 
 
 class FieldsFound:
-    """What kinds of values there are by name, of the documents of a task; ConfigError at too many:
-    the names may be as many as the values."""
+    """The kinds of values by name, of the documents of a task; ConfigError at too many: the
+    names may be as many as the values."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
@@ -139,7 +139,7 @@ class TableWriter:
             self._flush()
 
     def finish(self) -> None:
-        """Write what waits, and the end of the file."""
+        """Write the waiting rows, and the end of the file."""
         self._flush()
         self._file.close()
 

@@ -1,4 +1,4 @@
-"""The stages of a cleaning as datatrove pipelines, and running them: here, on SLURM, on Ray.
+"""Runs the stages of a cleaning as datatrove pipelines: here, on SLURM, on Ray.
 
     files = find_files(settings)
     begin(settings, files)                         # plan.py
@@ -6,19 +6,19 @@
     run_local(settings, input_bytes(files), 2)     # returns when the result is whole
     run_slurm(settings, input_bytes(files), "cpu", {"": 24}, {"": 4})  # when jobs are queued
 
-label   read, normalise, language, quality, contamination; what duplicates are found by
+label   read, normalise, language, quality, contamination; signatures for duplicates
 equal   exact copies, over all tasks
-bands   the keys of what is left, sorted
+bands   the keys of other documents, sorted
 pairs   documents that share a key of a band, over all tasks
 lend    the signature of one of a pair, for the task of the other
 compare pairs by their signatures
-groups  one task: what is a duplicate of what
+groups  one task: groups of duplicates, and the kept one of each
 columns one task, of Parquet alone: which fields there are
 write   documents/ without the duplicates
 report  one task: report.json, report.png, the tables that a person reads
 
 Executors differ only in where tasks run: tasks that were done are not done again, and a task that
-died leaves nothing that another takes for whole. So what was interrupted is simply started again.
+died leaves nothing that another takes for whole. So interrupted work is simply started again.
 Where a task is started twice at once, as by a queue that takes a node for dead, the second copy
 waits for the first and finds it done; where the file system knows no locks both write whole files.
 """
@@ -80,7 +80,7 @@ class CleaningStage(NamedTuple):
 
 
 def stages(settings: CleanSettings, input_bytes: int) -> list[CleaningStage]:
-    """All stages in their order, each of which needs what the one before it wrote."""
+    """All stages in their order, each of which needs the files of the one before it."""
     earlier_tasks, earlier = earlier_documents(settings)
     documents = max(1, input_bytes / _BYTES_PER_DOCUMENT + earlier)
     parts = 1 << max(0, math.ceil(math.log2(documents / _DOCUMENTS_PER_PART)))
@@ -112,7 +112,7 @@ def stages(settings: CleanSettings, input_bytes: int) -> list[CleaningStage]:
 
 
 def is_done(settings: CleanSettings) -> bool:
-    """Whether the result is whole. What led to it goes, if that was not done yet."""
+    """Whether the result is whole; intermediate files of a whole one are removed."""
     if not settings.folder(REPORT).exists():
         return False
     shutil.rmtree(settings.folder("work"), ignore_errors=True)
@@ -174,8 +174,8 @@ def _job_name(settings: CleanSettings, stage: CleaningStage) -> str:
 
 
 def check_queue(settings: CleanSettings, listed: list[CleaningStage]) -> None:
-    """ConfigError where jobs of this folder are queued or at work; those that wait for what failed,
-    and so would for ever, are cancelled."""
+    """Raise ConfigError where jobs of this folder are queued or at work; cancel those that wait for
+    failed ones, and would wait for ever."""
     names = ",".join(_job_name(settings, stage) for stage in listed)
     asked = ("squeue", "--noheader", f"--name={names}", "--format=%F %r")
     try:

@@ -1,10 +1,10 @@
-"""Where the first and the last stage end: documents written, dropped ones put aside, all counted.
+"""Ends the first and the last stage: writes documents, puts dropped ones aside, counts all.
 
-WriteLabelled   work/labelled/TASK.jsonl.zst: what passed so far; dropped/TASK.jsonl.zst: what did
-                not, and why; work/contamination/TASK.jsonl: hits of evaluation sets
-WriteKept       documents/TASK.jsonl.zst: the result, without what is like another document
+WriteLabelled   work/labelled/TASK.jsonl.zst: documents kept so far; dropped/TASK.jsonl.zst: the
+                others, with reasons; work/contamination/TASK.jsonl: hits of evaluation sets
+WriteKept       documents/TASK.jsonl.zst: the result, without documents like another one
                 (or Parquet, or elsewhere: `result.py`);
-                duplicates/TASK.jsonl.zst: that, and which document was kept instead
+                duplicates/TASK.jsonl.zst: those, with the document kept instead
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ _SHOWN = 300  # characters of a dropped document that are put aside
 
 
 class Tally:
-    """Documents and bytes of text by source, language and what became of them.
+    """Documents and bytes of text by source, language and outcome.
 
     Beyond MOST_ROWS of them, as where each document has a source of its own, all sources and
     languages that come first then are counted together.
@@ -93,7 +93,7 @@ class WriteLabelled(PipelineStep):  # type: ignore[misc]
 
 
 class WriteKept(PipelineStep):  # type: ignore[misc]
-    """The last stage but one, which reads what the first one wrote."""
+    """The last stage but one, which reads the files of the first one."""
 
     name, type = "Write kept", "💽 - WRITER"
 
@@ -128,7 +128,7 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
 
 
 def _set_aside(document: Document, **labels: str) -> Document:
-    """Its beginning, for who wants to see what a rule drops."""
+    """Its beginning, for people who want to see the documents that a rule drops."""
     return Document(
         text=document.text[:_SHOWN],
         id=document.id,

@@ -1,4 +1,4 @@
-"""The plan of a curriculum: how many tokens of every source each stage reads, and which ones.
+"""Plans a curriculum: how many tokens of every source each stage reads, and which ones.
 
     curriculum = plan(inventory, recipe)
 
@@ -51,7 +51,7 @@ def plan(
 ) -> Curriculum:
     """The curriculum of all stages.
 
-    marks: by path of a shard, what its contents are known by (`data_prep/fingerprint.py`);
+    marks: by path of a shard, the mark of its contents (`data_prep/fingerprint.py`);
     read_before: says, by name, how many tokens of which of these sources were trained on before the
     first stage. ConfigError where the recipe names labels that nothing has, or asks for more tokens
     than there are.
@@ -88,7 +88,7 @@ def planned(
 
 
 def sources_of(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> list[Source]:
-    """What belongs together, in the order of the first of it; by path the marks of shards."""
+    """Cells of equal labels as sources, in the order of their first; marks: of shards, by path."""
     labels = [name for name in Labels._fields if name in ALWAYS or name in recipe.labels]
     together = divided(inventory, labels, marks)
     shortest = min(stage.sequence_length for stage in recipe.stages)
@@ -224,7 +224,7 @@ def _divide_group(
 def _preferences(
     stage: StageRecipe, languages: Sequence[str], tokens: Sequence[float]
 ) -> list[float]:
-    """What each language should have. Texts without one keep the share that is theirs by size."""
+    """Each language's preferred share. Texts without one keep the share that is theirs by size."""
     factor = [stage.weights.get("language", {}).get(language, 1.0) for language in languages]
     whole, spoken = sum(tokens), [k for k, name in enumerate(languages) if name not in NO_LANGUAGE]
     preferences = [n / whole for n in tokens]
@@ -323,7 +323,7 @@ def _labelled(stage: StageRecipe) -> Iterable[tuple[str, str, Iterable[str]]]:
 
 
 def _way_out(stage: str, kind: str, label: str, present: str) -> str:
-    """What replaces a table that names a value of `label` which no shard has."""
+    """The replacement of a table that names a value of `label` which no shard has."""
     if kind.startswith("cells"):
         return "a value that there is, or a recipe made for these shards"
     values = f'"{present}" = 1.0' if kind == "shares" else ""

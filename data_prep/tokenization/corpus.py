@@ -1,4 +1,4 @@
-"""A corpus of documents becomes shards: the run that `mq3 data tokenize` starts.
+"""Tokenizes a corpus of documents into shards: the run that `mq3 data tokenize` starts.
 
     report = tokenize(["documents"], out, Settings("tokenizer"), CorpusOptions(workers=8))
 
@@ -58,7 +58,7 @@ def tokenize(
 ) -> groups.TokenizeReport | None:
     """Do this task's part. The report on all tasks where all are done, else None.
 
-    ConfigError says what is wrong with inputs, settings or folder, or why the run had to stop.
+    Raises ConfigError with the fault of inputs, settings or folder, or why the run had to stop.
     """
     if not 0 <= options.task < options.tasks:
         raise ConfigError(f"task {options.task} of {options.tasks}: tasks are numbered from 0")
@@ -147,7 +147,7 @@ def _settled(plan: TokenizePlan, out: Path, options: CorpusOptions, bar: Bar) ->
 
 
 def say_notes(tokenizer: DocumentTokenizer, path: Path, bar: Bar) -> None:
-    """What in the file is left aside, and why a faster engine is not used."""
+    """Print settings of the file that are left aside, and why a faster engine is not used."""
     if note := cut_note(path):
         bar.say(note)
     if tokenizer.engine_note:

@@ -1,4 +1,4 @@
-"""Ends commands: what goes wrong is one line, with the exit status that it has.
+"""Ends commands: an error is one line, with its exit status.
 
 @ending()                # of a command's `main`
 @ending(goes_on=True)    # of one that goes on where it was when it is called again

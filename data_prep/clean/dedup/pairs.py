@@ -1,12 +1,12 @@
-"""Nearly equal documents: pairs that share a key of a band, compared by their whole signatures.
+"""Finds nearly equal documents: pairs that share a key of a band, compared by whole signatures.
 
 FindPairs       tasks that share each band's keys by range: pairs of documents with the same key
 LendSignatures  a task for each place: the signature of the earlier one, for the other's task
 ComparePairs    a task for each of this cleaning: the pairs that are as similar as asked for
 
-Like documents share a key often, unlike ones at times; so what shares one is compared. Nothing is
+Like documents share a key often, unlike ones at times; so pairs with one are compared. Nothing is
 looked for here and there in files of others: keys are read once, in stretches, signatures of pairs
-once by their own task, and what is lent once by who needs it.
+once by their own task, and lent ones once by the borrower.
 """
 
 import itertools
@@ -158,7 +158,7 @@ def _distinct(
 
 
 def _joined(pieces: Iterable[Numbers]) -> Numbers:
-    """The links that join what these pairs join; what is held is so much as that, or a little."""
+    """The links that join what these pairs join; memory is that of these links, and a little."""
     held, size = [np.zeros((0, 2), np.int64)], 0
     for pairs in pieces:
         held.append(pairs)

@@ -1,4 +1,4 @@
-"""Rows that the tasks of one stage leave for those of the next: a file, one stretch per reader.
+"""Stores rows that the tasks of a stage leave for those of the next: a stretch per reader.
 
     write(path, counts, pieces)                  # counts: rows of each reader, in their order
     for rows in read(path, PAIR, reader): ...    # those of one reader; nothing else is read
@@ -6,7 +6,7 @@
 
 A file is the number of its readers, where the rows of each end (both int64), and the rows. One of
 sorted rows has a reader for each cell of a band: keys are hashes, so equal ranges of them hold
-about as many rows, and some 4,096 of a band make a cell. What lacks rows is told, not passed over.
+about as many rows, and some 4,096 of a band make a cell. A file that lacks rows is an error.
 """
 
 from collections.abc import Callable, Iterable, Iterator
