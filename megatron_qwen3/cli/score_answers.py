@@ -12,10 +12,6 @@ given is printed at the end, too. All lines are checked before the first is scor
 """
 
 import argparse
-import codecs
-import contextlib
-import io
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,9 +26,9 @@ from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import load, tokenizer_of
 from megatron_qwen3.generate.opening import checked, close, joined
+from megatron_qwen3.json_lines import lines_to
 from megatron_qwen3.posttrain.answer_lines import AskedLine, read_answers
 from megatron_qwen3.storage.folder import check_file
-from megatron_qwen3.storage.whole import whole_file
 
 _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
 
@@ -83,18 +79,14 @@ def _run(given: argparse.Namespace) -> None:
 
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []
-    with _target(given.out, is_first) as target, Bar("answers", total, is_shown=is_first) as bar:
-        # Output that is not UTF-8 is no JSON, unless its characters are written as numbers.
-        as_numbers = codecs.lookup(target.encoding).name != "utf-8"
+    with lines_to(given.out, is_first) as write, Bar("answers", total, is_shown=is_first) as bar:
         for batch in _batches(read_answers(given.answers, chat), at_once):
             answers = [ids for asked in batch for ids in asked.answers]
             made = scores(model, answers, given.row_tokens)
             _check_finite(made, source.path)
             for record, is_right in _scored(batch, made):
                 ranked += [] if is_right is None else [is_right]
-                if is_first:
-                    target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
-            target.flush()
+                write(record)
             bar.advance(len(answers))
     if ranked and is_first:
         share = sum(ranked) / len(ranked)
@@ -132,16 +124,3 @@ def _batches(lines: Iterable[AskedLine], tokens: int) -> Iterator[list[AskedLine
         count += size
     if batch:
         yield batch
-
-
-@contextlib.contextmanager
-def _target(out: Path | None, is_first: bool) -> Iterator[Any]:
-    """Where lines go. A file of that name is whole: it is written beside and renamed."""
-    if out is None or not is_first:
-        yield sys.stdout
-        return
-    with whole_file(out) as file:
-        target = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-        yield target
-        target.flush()
-        target.detach()

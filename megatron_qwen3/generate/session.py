@@ -7,13 +7,9 @@ All ranks run the same session; the first one reads, writes and prints.
 """
 
 import argparse
-import codecs
-import contextlib
-import io
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +23,8 @@ from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.requests import RESULT, Encoder, PromptRequest, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.json_lines import lines_to
 from megatron_qwen3.shown import shown, shown_text
-from megatron_qwen3.storage.whole import whole_file
 
 
 class Session:
@@ -64,17 +60,12 @@ class Session:
         """Write each line of a file again, with its completion under RESULT."""
         size = self.options.batch * self.generator.layout.data
         bar = Bar("prompts", len(requests), is_shown=self.is_first)
-        with self._target(out) as target, bar:
-            # Text that is not UTF-8 must be escaped to be valid JSON.
-            as_numbers = codecs.lookup(target.encoding).name != "utf-8"
+        with lines_to(out, self.is_first) as write, bar:
             done = 0
             for batch in batches(requests, size):
                 completions = self._complete(batch, done, self.budget)
                 for request, completion in zip(batch, completions, strict=True):
-                    if self.is_first:
-                        record = request.line | {RESULT: self._record(completion)}
-                        target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
-                        target.flush()
+                    write(request.line | {RESULT: self._record(completion)})
                 done += len(batch)
                 bar.advance(len(batch))
 
@@ -149,18 +140,6 @@ class Session:
 
     def _text(self, completion: Completion) -> str:
         return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
-
-    @contextlib.contextmanager
-    def _target(self, out: Path | None) -> Iterator[Any]:
-        """The file for output lines; it is written under another name and renamed when whole."""
-        if out is None or not self.is_first:
-            yield sys.stdout
-            return
-        with whole_file(out) as file:
-            target = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-            yield target
-            target.flush()
-            target.detach()
 
     def _print(self, text: str) -> None:
         """Print text with its own lines and tabs; control characters are escaped."""
