@@ -4,7 +4,7 @@ pretraining.
 `mq3 data mix` writes it from an inventory of shards and a recipe, a run takes it by
 data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
 both can move together. Version 1, which is still read, has no marks of shards; version 3 is one
-with text in rows (`packed.py`), which readers of version 2 would train on with its filler; version
+with text in rows (`lay_out.py`), which readers of version 2 would train on with its filler; version
 4 takes stretches of shards, of which many stand in a file beside it (`stretches.py`).
 
     curriculum = read("runs/data/curriculum.json")

@@ -12,8 +12,10 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,9 +24,9 @@ import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory
-from data_prep.noted import Scalar, parted
+from data_prep.noted import Scalar
 from data_prep.pool import Pool
-from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Origin
+from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Note, Origin, note_of, origin_of
 from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 
@@ -74,22 +76,28 @@ class ShardSearch:
 def find(inventory: Inventory, query: DocumentQuery, workers: int) -> Iterator[FoundDocument]:
     """All documents that match, in the order of the shards. ConfigError, OSError: a shard is none.
 
-    Says on stderr how far it is, and how long it will take.
+    Says on stderr how far it is, and how long it will take. However many match, their numbers wait
+    on the disk, and what they brought is read as it is asked for.
     """
     _check(inventory, query)
     paths = paths_of(inventory)
     sizes = [os.path.getsize(f"{inventory.folder / path}.docs") for path in paths]
     workers = workers if sum(sizes) > _SERIAL_BYTES else 1
     search = ShardSearch(inventory.folder, inventory.inputs, query)
-    found: dict[str, list[FoundDocument]] = {}
-    with Bar("", sum(sizes), in_megabytes) as bar:
-        bar.stage("searching", sum(sizes), sum(sizes))
-        with Pool(max(1, min(workers, len(paths))), search, __name__) as pool:
-            for path, here in pool.run(_in_shard, [(path,) for path in paths], bar.advance):
-                if here:
-                    found[path] = here
-    for path in paths:
-        yield from found.get(path, ())
+    places: dict[str, tuple[int, int]] = {}
+    with TemporaryFile() as numbers:
+        with Bar("", sum(sizes), in_megabytes) as bar:
+            bar.stage("searching", sum(sizes), sum(sizes))
+            with Pool(max(1, min(workers, len(paths))), search, __name__) as pool:
+                for path, found in pool.run(_in_shard, [(path,) for path in paths], bar.advance):
+                    if len(found):
+                        places[path] = numbers.tell(), len(found)
+                        numbers.write(found.tobytes())
+        for path in paths:
+            if path in places:
+                at, count = places[path]
+                numbers.seek(at)
+                yield from _read(search, path, np.frombuffer(numbers.read(8 * count), np.int64))
 
 
 def paths_of(inventory: Inventory) -> list[str]:
@@ -119,74 +127,93 @@ def _check(inventory: Inventory, query: DocumentQuery) -> None:
 
 def _in_shard(
     search: ShardSearch, path: str, tick: Callable[[int], None]
-) -> tuple[str, list[FoundDocument]]:
-    prefix = search.folder / path
-    count = IndexedReader(prefix).num_documents
-    size = os.path.getsize(f"{prefix}.docs")
-    texts_at = len(DOCS_MAGIC) + ORIGIN.itemsize * count
-    if size < texts_at:
-        raise ConfigError(f"{prefix}.docs is cut short: {size:,} bytes for {count:,} documents")
-    with open(f"{prefix}.docs", "rb") as file:
-        if not count:
-            return path, []
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        rows = np.frombuffer(data, ORIGIN, count, len(DOCS_MAGIC))
-        notes = _Notes(data, rows, texts_at)
-        found = [
-            FoundDocument(
-                path, n, Origin(search.inputs[int(rows[n]["file"])], int(rows[n]["line"]), *note)
-            )
-            for n, note in _matching(notes, rows, search)
-        ]
+) -> tuple[str, npt.NDArray[np.int64]]:
+    """The path again, and the numbers of its documents that match."""
+    size = os.path.getsize(f"{search.folder / path}.docs")
+    with _notes(search.folder / path) as notes:
+        found = np.fromiter(_matching(notes, search), np.int64)
     tick(size)
     return path, found
 
 
-def _matching(
-    notes: _Notes, rows: npt.NDArray[Any], search: ShardSearch
-) -> Iterator[tuple[int, tuple[str, dict[str, Scalar]]]]:
-    query = search.query
-    candidates: Iterator[int] | Sequence[int]
+def _read(
+    search: ShardSearch, path: str, numbers: npt.NDArray[np.int64]
+) -> Iterator[FoundDocument]:
+    with _notes(search.folder / path) as notes:
+        for n in numbers.tolist():
+            yield FoundDocument(
+                path, n, origin_of(notes.rows[n], notes[n], search.inputs, notes.prefix)
+            )
+
+
+@contextmanager
+def _notes(prefix: Path) -> Iterator[_Notes]:
+    count = IndexedReader(prefix).num_documents
+    texts_at = len(DOCS_MAGIC) + ORIGIN.itemsize * count
+    with open(f"{prefix}.docs", "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < texts_at:
+            raise ConfigError(f"{prefix}.docs is cut short: {size:,} bytes for {count:,} documents")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        rows = np.frombuffer(data, ORIGIN, count, len(DOCS_MAGIC))
+        yield _Notes(prefix, data, rows, texts_at)
+
+
+def _matching(notes: _Notes, search: ShardSearch) -> Iterator[int]:
+    query, rows = search.query, notes.rows
+    candidates: Sequence[int]
     if query.line:
         number = search.inputs.index(query.line[0])
         here = (rows["file"] == number) & (rows["line"] == query.line[1])
-        return ((n, notes[n]) for n in np.flatnonzero(here).tolist())
+        return iter(np.flatnonzero(here).tolist())
     if len(query.values) >= MANY:
         candidates = range(len(rows))
     else:
         candidates = notes.holding([n for value in query.values for n in _needles(value, query)])
-    found = ((n, notes[n]) for n in candidates if rows[n]["file"] != NO_FILE)
-    return ((n, note) for n, note in found if query.matches(*note))
+    found = (n for n in candidates if rows[n]["file"] != NO_FILE)
+    return (n for n in found if query.matches(*notes[n]))
 
 
 class _Notes:
     """The ids and fields of a shard's documents, by number."""
 
-    def __init__(self, data: mmap.mmap, rows: npt.NDArray[Any], start: int) -> None:
-        self._data, self._rows, self._start = data, rows, start
-        self._ends: npt.NDArray[np.uint64] | None = None
+    def __init__(
+        self, prefix: Path, data: mmap.mmap | bytes, rows: npt.NDArray[Any], start: int
+    ) -> None:
+        self.prefix, self.rows, self._data, self._start = prefix, rows, data, start
 
-    def __getitem__(self, n: int) -> tuple[str, dict[str, Scalar]]:
-        begin = int(self._rows[n - 1]["id_end"]) if n else 0
-        end = int(self._rows[n]["id_end"])
-        return parted(self._data[self._start + begin : self._start + end])
+    def __getitem__(self, n: int) -> Note:
+        begin = int(self.rows[n - 1]["id_end"]) if n else 0
+        end = int(self.rows[n]["id_end"])
+        return note_of(self._data[self._start + begin : self._start + end], n, self.prefix)
 
-    def holding(self, needles: Sequence[bytes]) -> Iterator[int]:
+    def holding(self, needles: Sequence[bytes]) -> list[int]:
         """The documents in whose note one of these bytes stands, or begins."""
-        places = np.unique([place for needle in needles for place in self._places(needle)])
-        if not len(places):
-            return iter(())
-        ends = np.ascontiguousarray(self._rows["id_end"])
-        numbers = np.searchsorted(ends, places.astype(np.uint64), side="right")
-        return iter(np.unique(numbers[numbers < len(ends)]).tolist())
+        is_holding_N = np.zeros(len(self.rows), np.bool_)
+        ends_N = np.ascontiguousarray(self.rows["id_end"].astype(np.int64))
+        for needle in needles:
+            for at in range(self._start, len(self._data), _BLOCK_BYTES):
+                block = self._data[at : at + _BLOCK_BYTES + len(needle) - 1]
+                _look(block, needle, at - self._start, ends_N, is_holding_N)
+        found: list[int] = np.flatnonzero(is_holding_N).tolist()
+        return found
 
-    def _places(self, needle: bytes) -> Iterator[int]:
-        """Where it begins in the notes, in each block of them at first."""
-        overlap = len(needle) - 1
-        for at in range(self._start, len(self._data), _BLOCK_BYTES):
-            block, place = self._data[at : at + _BLOCK_BYTES + overlap], -1
-            while (place := block.find(needle, place + 1)) >= 0:
-                yield at - self._start + place
+
+def _look(
+    block: bytes,
+    needle: bytes,
+    start: int,
+    ends_N: npt.NDArray[np.int64],
+    is_holding_N: npt.NDArray[np.bool_],
+) -> None:
+    """Marks the documents in which it begins; each is left at its first."""
+    place = block.find(needle)
+    while place >= 0:
+        n = int(np.searchsorted(ends_N, start + place, side="right"))
+        if n == len(ends_N):  # behind the notes
+            return
+        is_holding_N[n] = True
+        place = block.find(needle, max(place + 1, int(ends_N[n]) - start))
 
 
 def _needles(value: str, query: DocumentQuery) -> Iterator[bytes]:

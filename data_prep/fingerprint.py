@@ -39,6 +39,12 @@ def mark(prefix: str | os.PathLike[str]) -> str:
     return removed.first_mark
 
 
+def first_mark(prefix: str | os.PathLike[str]) -> str:
+    """The mark of PREFIX.bin as it was first written, also while documents are removed from it."""
+    removed = _removed(os.fspath(prefix))
+    return removed.first_mark if removed else mark_of_bytes(os.fspath(prefix))
+
+
 def mark_of_bytes(prefix: str, ranges: Sequence[tuple[int, int, bytes]] = ()) -> str:
     """The mark of the bytes of PREFIX.bin; or of those after some of them (bytes [start, end), made
     a repetition of these)."""

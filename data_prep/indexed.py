@@ -11,7 +11,7 @@ The files are Megatron-LM's byte for byte, so either side reads the other's, her
 The .idx file, little-endian, for S sequences that make D documents: magic (9 bytes), version (u64),
 dtype code (u8), S (u64), D + 1 (u64), lengths in tokens (i32 × S), byte offsets (i64 × S),
 documents as boundaries between sequences (i64 × (D + 1)). Of tokens that are packed into R rows of
-one length (`packed.py`) there follow, where Megatron's readers do not look and ours of old refuse
+one length (`lay_out.py`) there follow, where Megatron's readers do not look and ours of old refuse
 the file: magic (8 bytes), length of a row (u64), how many tokens of each row are text (i32 × R).
 At the end, likewise, which documents were removed since (`removed.py`).
 """

@@ -1,24 +1,28 @@
 """Takes documents out of shards in place: nothing else moves, so that every run goes on.
 
-    with removing(folder) as removal:                 # ends first what was interrupted before
-        removal.take({"shards/00000/00000": [17]}, "asked for by the author")
+    with removing(folder) as removal:
+        removal.pending()                             # what was begun before and interrupted
+        removal.take({"shards/00000/00000": [17]}, "asked for by the author")   # ends that first
 
 A document's tokens are written over by `<|endoftext|>`; that they are removed stands at the end of
-PREFIX.idx, so that nobody is trained on them (`removed.py`), and when and why in PREFIX.json, whose
-checksums are renewed. Its provenance stays: so one can say later that it was taken out.
+PREFIX.idx, so that nobody is trained on them (`removed.py`), and when and why in the shard's seal
+(`seal.py`), whose checksums are renewed. Its provenance stays: so one can say later that it was
+taken out. A file that is not what was written is left as it is: new checksums would hide that.
 
-What is to be done stands in FOLDER/removing.json before anything is touched, and goes away at the
-end: a removal that is killed goes on when the next one begins. Meanwhile each shard is either as it
-was, or its document is not trained on any more, or it is refused.
+What is to be done stands in FOLDER/removing.json before anything is touched, with the checksums of
+what it comes to, and goes away at the end: a removal that is killed goes on when the next one
+begins. Meanwhile each shard is either as it was, or its document is not trained on any more, or it
+is refused.
 """
 
 import datetime
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +32,27 @@ from data_prep.indexed import IndexedReader
 from data_prep.inventory import read_inventory
 from data_prep.json_files import read_json, write_json
 from data_prep.removed import Removed
+from data_prep.seal import read_seal, reseal
+from data_prep.stretches import leaves
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import sync, write_whole
 
 JOURNAL, LOCK = "removing.json", "removing.lock"
+INTERRUPTED = "a removal of documents is at work or was interrupted: the next `remove` ends it"
 _VERSION = 1
 _BLOCK_TOKENS = 1 << 18  # that are written over at a time
 _OTHERWISE = "it was removed just now"
+
+
+class Asked(NamedTuple):
+    """documents: their numbers, by the path of their shard; sha256: by path what .bin and .idx come
+    to, {} in journals of earlier releases."""
+
+    documents: Mapping[str, Sequence[int]]
+    date: str
+    reason: str
+    sha256: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -46,82 +63,160 @@ class Removal:
     folder: Path
     end_of_document: int
 
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """ConfigError where it is no folder of shards."""
+        end_of_document = read_inventory(folder).tokenizer.get("end_of_document")
+        if type(end_of_document) is not int:
+            raise ConfigError(f"{folder}: its inventory names no end_of_document to write in place")
+        return cls(Path(folder), end_of_document)
+
     def take(self, documents: Mapping[str, Sequence[int]], reason: str) -> int:
         """Take out documents, by the path of their shard; how many tokens they had.
 
-        ConfigError where a shard is none, or has no such document.
+        ConfigError where a shard is none, has no such document, or is not what was written.
         """
+        self.end()
+        rows = {path: sorted(set(map(int, numbers))) for path, numbers in documents.items()}
+        self._check(rows)
+        digests = {path: self._after(path, numbers) for path, numbers in rows.items()}
+        today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        asked = Asked(rows, today, reason, digests)
+        write_json(self.folder / JOURNAL, {"version": _VERSION, **asked._asdict()})
+        return self._go_on(asked)
+
+    def pending(self) -> Mapping[str, Sequence[int]]:
+        """The documents of a removal that was interrupted, by path; {} where there is none."""
+        asked = self._asked()
+        return asked.documents if asked else {}
+
+    def end(self) -> None:
+        """What was begun before and interrupted is done."""
+        if asked := self._asked():
+            self._go_on(asked)
+
+    def _asked(self) -> Asked | None:
+        """ConfigError where the journal is none, or a shard of it is missing."""
+        path = self.folder / JOURNAL
+        if not path.exists():
+            return None
+        try:
+            asked = _asked_of(read_json(path, _OTHERWISE, _VERSION))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{path} is no list of documents to remove ({error!r}); remove the file, and the "
+                "documents again"
+            ) from None
+        try:
+            self._check(asked.documents)
+        except ConfigError as error:
+            raise ConfigError(f"{path} names what is not there: {error}") from None
+        return asked
+
+    def _check(self, documents: Mapping[str, Sequence[int]]) -> None:
         for path, numbers in documents.items():
             count = IndexedReader(self._prefix(path)).num_documents
             if wrong := [n for n in numbers if not 0 <= n < count]:
                 raise ConfigError(f"{path} has documents 0 to {count - 1}, not {wrong[0]}")
-        today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        rows = {path: sorted(set(map(int, numbers))) for path, numbers in documents.items()}
-        asked = {"version": _VERSION, "date": today, "reason": reason, "documents": rows}
-        write_json(self.folder / JOURNAL, asked)
-        return self._go_on(asked)
 
     def _prefix(self, path: str) -> Path:
         """Of a shard below the folder: what a file names elsewhere is never written to."""
-        if Path(path).is_absolute() or ".." in Path(path).parts:
+        if leaves(path):
             raise ConfigError(
                 f"{self.folder}: the shard {path!r} lies outside of it; nothing was done"
             )
         return self.folder / path
 
-    def end(self) -> None:
-        """What was begun before and interrupted is done."""
-        path = self.folder / JOURNAL
-        if path.exists():
-            try:
-                self._go_on(read_json(path, _OTHERWISE, _VERSION))
-            except (KeyError, TypeError, AttributeError) as error:
+    def _after(self, path: str, numbers: Sequence[int]) -> dict[str, str]:
+        """The checksums that a shard will have. ConfigError where it has others than its seal."""
+        change = _Change.of(self._prefix(path), numbers, self.end_of_document)
+        now, after = change.bin_sha256()
+        found = {"bin": now, "idx": file_sha256(f"{change.prefix}.idx")}
+        known = read_seal(change.prefix).sha256
+        for name, digest in found.items():
+            if digest != known[name]:
                 raise ConfigError(
-                    f"{path} is no list of what is to be removed ({error!r}); remove the file, and "
-                    "the documents again"
-                ) from None
+                    f"{change.prefix}.{name} is not what was written, its sha256 differs; nothing "
+                    "was removed: give back the file, or tokenize again"
+                )
+        return {"bin": after, "idx": hashlib.sha256(change.new_idx).hexdigest()}
 
-    def _go_on(self, asked: dict[str, Any]) -> int:
-        tokens = 0
-        for path, numbers in asked["documents"].items():
-            tokens += self._of_shard(path, numbers, asked["date"], asked["reason"])
+    def _go_on(self, asked: Asked) -> int:
+        tokens = sum(self._of_shard(path, asked) for path in asked.documents)
         (self.folder / JOURNAL).unlink()
         sync(self.folder)
         return tokens
 
-    def _of_shard(self, path: str, numbers: Sequence[int], date: str, reason: str) -> int:
+    def _of_shard(self, path: str, asked: Asked) -> int:
         """Each step may be done again: the index first, from which on nobody is trained on them."""
-        prefix = self._prefix(path)
+        numbers, expected = asked.documents[path], asked.sha256.get(path)
+        change = _Change.of(self._prefix(path), numbers, self.end_of_document)
+        digests = {"idx": hashlib.sha256(change.new_idx).hexdigest()}
+        _check_digest(change, "idx", digests, expected)
+        change.write()
+        digests["bin"] = file_sha256(f"{change.prefix}.bin")
+        _check_digest(change, "bin", digests, expected)
+        seal = read_seal(change.prefix)
+        about = {"date": asked.date, "reason": asked.reason}
+        rows = {
+            n: {"document": n, "tokens": list(tokens), **about}
+            for n, tokens in zip(numbers, change.ranges, strict=True)
+        }
+        changed = seal._replace(sha256=seal.sha256 | digests, removed=rows | seal.removed)
+        reseal(change.prefix, changed)
+        return sum(last - first for first, last in change.ranges)
+
+
+class _Change(NamedTuple):
+    """What becomes of a shard. ranges: of the documents' tokens; removed: all that will be out of
+    it; new_idx: what its .idx will be; filling: the token that takes their place."""
+
+    prefix: Path
+    ranges: list[tuple[int, int]]
+    removed: Removed
+    new_idx: bytes
+    filling: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, prefix: Path, numbers: Sequence[int], end_of_document: int) -> Self:
         reader = IndexedReader(prefix)
         starts = reader.document_offsets
         ranges = [(int(starts[n]), int(starts[n + 1])) for n in numbers]
-        filling = np.array([self.end_of_document], reader.tokens.dtype).tobytes()
-        _write_index(prefix, reader, ranges, filling)
-        _write_over(Path(f"{prefix}.bin"), ranges, filling)
-        mark = Path(f"{prefix}.json")
-        content = read_json(mark, "the shard is not whole, or no shard")
-        digests = {name: file_sha256(f"{prefix}.{name}") for name in ("bin", "idx")}
-        rows = {row["document"]: row for row in content.get("removed", [])}
-        for n, (first, last) in zip(numbers, ranges, strict=True):
-            own = {"document": n, "tokens": [first, last], "date": date, "reason": reason}
-            rows.setdefault(n, own)
-        listed = [rows[n] for n in sorted(rows)]
-        digests = content["sha256"] | digests
-        write_json(mark, content | {"sha256": digests, "removed": listed})
-        return sum(last - first for first, last in ranges)
+        filling = np.array([end_of_document], reader.tokens.dtype)
+        removed = _removed(prefix, reader, ranges, filling)
+        content = Path(f"{prefix}.idx").read_bytes()
+        before = reader.removed.num_bytes if reader.removed else 0
+        new_idx = content[: len(content) - before] + removed.as_bytes()
+        return cls(prefix, ranges, removed, new_idx, filling)
+
+    def bin_sha256(self) -> tuple[str, str]:
+        """Of the .bin as it is, and as it will be."""
+        now, after, first = hashlib.sha256(), hashlib.sha256(), 0
+        with open(f"{self.prefix}.bin", "rb") as file:
+            while block := file.read(_BLOCK_TOKENS * self.filling.itemsize):
+                now.update(block)
+                tokens = np.frombuffer(block, self.filling.dtype).copy()
+                for a, b in self.removed.within(first, first + len(tokens)):
+                    tokens[a - first : b - first] = self.filling
+                after.update(tokens.tobytes())
+                first += len(tokens)
+        return now.hexdigest(), after.hexdigest()
+
+    def write(self) -> None:
+        index = Path(f"{self.prefix}.idx")
+        if index.read_bytes() != self.new_idx:
+            write_whole(index, [self.new_idx])
+        _write_over(Path(f"{self.prefix}.bin"), self.ranges, self.filling.tobytes())
 
 
 @contextmanager
 def removing(folder: Path) -> Iterator[Removal]:
     """A folder of shards to take documents out of. ConfigError where it is none, or another process
     is at it."""
-    inventory = read_inventory(folder)
-    end_of_document = inventory.tokenizer["end_of_document"]
-    if not isinstance(end_of_document, int):
-        raise ConfigError(f"{folder}: its inventory names no end_of_document to write in place")
-    with owned(Path(folder), LOCK, patience_seconds=0):
-        removal = Removal(Path(folder), end_of_document)
-        removal.end()
+    removal = Removal.of(folder)
+    with owned(removal.folder, LOCK, patience_seconds=0):
         yield removal
 
 
@@ -132,26 +227,47 @@ def is_interrupted(folder: Path) -> bool:
 
 def removed_from(prefix: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     """By document: when and why it was taken out of a shard."""
-    mark = read_json(Path(f"{os.fspath(prefix)}.json"), "the shard is not whole, or no shard")
-    return {row["document"]: row for row in mark.get("removed", [])}
+    return read_seal(prefix).removed
 
 
-def _write_index(
-    prefix: Path, reader: IndexedReader, ranges: Sequence[tuple[int, int]], filling: bytes
+def _asked_of(content: Mapping[str, Any]) -> Asked:
+    """One of KeyError, TypeError, ValueError, AttributeError where it is none."""
+    documents = {path: list(numbers) for path, numbers in content["documents"].items()}
+    if wrong := [n for some in documents.values() for n in some if type(n) is not int]:
+        raise ValueError(f"{wrong[0]!r:.40} is no number of a document")
+    if not (isinstance(content["date"], str) and isinstance(content["reason"], str)):
+        raise ValueError("date and reason are no texts")
+    sha256 = content.get("sha256", {})
+    digests = {path: {name: sha256[path][name] for name in ("bin", "idx")} for path in sha256}
+    return Asked(documents, content["date"], content["reason"], digests)
+
+
+def _check_digest(
+    change: _Change, name: str, digests: Mapping[str, str], expected: Mapping[str, str] | None
 ) -> None:
+    if expected and digests[name] != expected[name]:
+        raise ConfigError(
+            f"{change.prefix}.{name} was damaged while documents were removed, its sha256 differs; "
+            "give back the file as it was before or after: the next `remove` ends it"
+        )
+
+
+def _removed(
+    prefix: Path,
+    reader: IndexedReader,
+    ranges: Sequence[tuple[int, int]],
+    filling: npt.NDArray[Any],
+) -> Removed:
     """Beside what is there the ranges, and the marks of what the .bin was and will be."""
-    size, before = len(filling), reader.removed
+    size, before = filling.itemsize, reader.removed
     known = before.ranges if before else np.zeros((0, 2), np.int64)
     all_ranges = _joined(np.concatenate([known, np.array(ranges, np.int64).reshape(-1, 2)]))
     if before and np.array_equal(all_ranges, known):
-        return
-    in_bytes = [(first * size, last * size, filling) for first, last in all_ranges.tolist()]
+        return before
+    filler = filling.tobytes()
+    in_bytes = [(first * size, last * size, filler) for first, last in all_ranges.tolist()]
     first_mark = before.first_mark if before else mark_of_bytes(str(prefix))
-    index = Path(f"{prefix}.idx")
-    content = index.read_bytes()
-    content = content[: len(content) - (before.num_bytes if before else 0)]
-    removed = Removed(first_mark, mark_of_bytes(str(prefix), in_bytes), all_ranges)
-    write_whole(index, [content, removed.as_bytes()])
+    return Removed(first_mark, mark_of_bytes(str(prefix), in_bytes), all_ranges)
 
 
 def _joined(ranges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -1,20 +1,19 @@
 """Shards: token files whose documents lie in the order of their labels.
 
-A shard is four files with one beginning: PREFIX.bin and PREFIX.idx in Megatron's format,
-PREFIX.docs, which says where each document came from, and PREFIX.json, written last: the mark of a
-whole shard, with its cells (`cells.py`), what lies where under which labels, and the documents that
-were taken out since (`removal.py`). The inventory of a
-folder (`inventory.py`) names all cells of all shards.
+A shard is three files with one beginning: PREFIX.bin and PREFIX.idx in Megatron's format, and
+PREFIX.docs, written last, which says where each document came from and ends with the seal
+(`seal.py`) of a whole shard: its cells (`cells.py`), what lies where under which labels, and the
+documents that were taken out since (`removal.py`). The inventory of a folder (`inventory.py`) names
+all cells of all shards.
 
     cells = write_shard(folder, "shards/00000/00000", dtype, [(cell, chunks, ()), …])
-    cells = read_shard(folder / "shards/00000/00000")
     reader = IndexedReader(folder / cells[0].path)
     origin("data/tokens/shards/00000/00000", document=17)  # input file, line and id
 
 The .docs file, little-endian, for D documents: magic (8 bytes); of each document the number of its
 file among the inventory's inputs (u32), its line there from 1, or its row in Parquet (u64), and
 where its id ends (u64); then the ids in UTF-8, each with the fields that are kept of the document
-(`kept_fields.note`), end to end. Of a packed shard (`packed.py`) a
+(`kept_fields.note`), end to end. Of a packed shard (`lay_out.py`) a
 "document" there and in the .idx is a piece: a document, what of one is in its rows, or filler.
 """
 
@@ -34,17 +33,17 @@ from data_prep.cells import Cell, laid_out
 from data_prep.fingerprint import file_sha256
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.inventory import read_inventory
-from data_prep.json_files import VERSION, read_json, write_json
 from data_prep.noted import Scalar, parted
+from data_prep.seal import provenance_sha256, read_seal, unseal, write_sealed
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.storage.whole import write_whole
 
 DOCS_MAGIC = b"QWENDOCS"
 ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
 NO_FILE = 0xFFFFFFFF  # of filler
 _BLOCK_BYTES = 1 << 20
 
-Buffer = bytes | bytearray | memoryview
+
+Note = tuple[str, dict[str, Scalar]]  # id and fields
 
 
 class Origin(NamedTuple):
@@ -83,58 +82,41 @@ class Content(NamedTuple):
 def write_shard(
     folder: Path, path: str, dtype: npt.DTypeLike, contents: Iterable[Content]
 ) -> tuple[Cell, ...]:
-    """Write the four files of a shard in `folder`, its mark last. An older shard is replaced.
+    """Write the files of a shard in `folder`, its seal last. An older shard is replaced.
 
     The cells of the contents say what is in them; those that are returned, where it lies, too.
     """
     prefix = folder / path
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    mark = Path(f"{prefix}.json")
-    mark.unlink(missing_ok=True)
+    unseal(prefix)
     given: list[Cell] = []
     texts: list[npt.NDArray[Any]] = []
     origins: list[bytes] = []
     # Ids and fields wait on the disk: of a shard of 10⁹ tokens they are hundreds of MB.
-    with IndexedWriter(prefix, dtype) as writer, TemporaryFile(dir=prefix.parent) as notes:
-        for content in contents:
-            given.append(content.cell)
-            texts.append(np.asarray(content.text_R, np.int64))
-            for chunk in content.chunks:
-                writer.add_documents(chunk.tokens, chunk.lengths)
-                moved = chunk.origins.copy()
-                moved["id_end"] += notes.tell()
-                origins.append(moved.tobytes())
-                notes.write(chunk.ids)
-        if given and (packed := given[0].packed):
-            writer.pack(packed.row_length, np.concatenate(texts))
+    with TemporaryFile(dir=prefix.parent) as notes:
+        with IndexedWriter(prefix, dtype) as writer:
+            for content in contents:
+                given.append(content.cell)
+                texts.append(np.asarray(content.text_R, np.int64))
+                for chunk in content.chunks:
+                    writer.add_documents(chunk.tokens, chunk.lengths)
+                    moved = chunk.origins.copy()
+                    moved["id_end"] += notes.tell()
+                    origins.append(moved.tobytes())
+                    notes.write(chunk.ids)
+            if given and (packed := given[0].packed):
+                writer.pack(packed.row_length, np.concatenate(texts))
+        cells = tuple(laid_out(path, given))
         notes.seek(0)
         blocks = iter(partial(notes.read, _BLOCK_BYTES), b"")
-        write_whole(Path(f"{prefix}.docs"), chain([DOCS_MAGIC], origins, blocks))
-    cells = tuple(laid_out(path, given))
-    digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
-    write_json(mark, {"version": VERSION, **_mark_of(cells), "sha256": digests})
+        write_sealed(prefix, cells, chain([DOCS_MAGIC], origins, blocks))
     return cells
-
-
-def _mark_of(cells: Sequence[Cell]) -> dict[str, Any]:
-    """One cell has its row to itself, as all shards have it that know one combination of labels."""
-    return cells[0].as_json() if len(cells) == 1 else {"cells": [cell.as_json() for cell in cells]}
-
-
-def _cells_of(mark: dict[str, Any]) -> tuple[Cell, ...]:
-    return tuple(Cell.from_json(row) for row in mark.get("cells", [mark]))
-
-
-def read_shard(prefix: str | os.PathLike[str]) -> tuple[Cell, ...]:
-    """What the mark beside a shard says; ConfigError where the shard is not whole."""
-    path = Path(f"{os.fspath(prefix)}.json")
-    return _cells_of(read_json(path, "the shard is not whole, or no shard"))
 
 
 def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
     """Where a document of a shard came from; needs the inventory, which names the input files."""
     prefix = os.path.abspath(prefix)
-    cells = read_shard(prefix)
+    cells = read_seal(prefix).cells
     in_files = sum(cell.in_files for cell in cells)
     if not 0 <= document < in_files:
         kind = "pieces" if cells[0].packed else "documents"
@@ -143,36 +125,63 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
         place = len(DOCS_MAGIC) + document * ORIGIN.itemsize
         before = 1 if document else 0  # its id begins where that of the document before ends
         file.seek(place - before * ORIGIN.itemsize)
-        rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
+        found = file.read((1 + before) * ORIGIN.itemsize)
+        if len(found) < (1 + before) * ORIGIN.itemsize:
+            raise ConfigError(f"{prefix}.docs is cut short: it ends before document {document}")
+        rows = np.frombuffer(found, ORIGIN)
         start = int(rows[0]["id_end"]) if before else 0
         file.seek(len(DOCS_MAGIC) + in_files * ORIGIN.itemsize + start)
-        name, fields = parted(file.read(int(rows[-1]["id_end"]) - start))
+        note = note_of(file.read(max(0, int(rows[-1]["id_end"]) - start)), document, prefix)
     if rows[-1]["file"] == NO_FILE:
         return Origin("", 0, "")
-    inputs = read_inventory(folder_of(prefix)).inputs
-    return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), name, fields)
+    return origin_of(rows[-1], note, read_inventory(folder_of(prefix)).inputs, prefix)
+
+
+def note_of(content: bytes, document: int, prefix: str | os.PathLike[str]) -> Note:
+    """ConfigError where it is none."""
+    try:
+        return parted(content)
+    except ValueError as error:
+        raise ConfigError(
+            f"{os.fspath(prefix)}.docs is damaged: document {document} has no id and fields "
+            f"({error}); give back the file"
+        ) from None
+
+
+def origin_of(
+    row: Any, note: Note, inputs: Sequence[str], prefix: str | os.PathLike[str]
+) -> Origin:
+    """What a row of ORIGIN and a note say. ConfigError where there is no such input."""
+    if not row["file"] < len(inputs):
+        raise ConfigError(
+            f"{os.fspath(prefix)}.docs is damaged, or of another folder: a document of input "
+            f"{row['file']} of {len(inputs)}"
+        )
+    return Origin(inputs[int(row["file"])], int(row["line"]), *note)
 
 
 def folder_of(prefix: str | os.PathLike[str]) -> Path:
     """The folder of the inventory that a shard belongs to."""
     absolute = os.path.abspath(prefix)
-    return Path(absolute.removesuffix(read_shard(absolute)[0].path))
+    return Path(absolute.removesuffix(read_seal(absolute).cells[0].path))
 
 
 def faults(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
-    """What is not as the inventory, which has these cells of a shard, and the shard's mark say.
+    """What is not as the inventory, which has these cells of a shard, and the shard's seal say.
 
     Reads all of the shard.
     """
     prefix = folder / cells[0].path
     packed = cells[0].packed
     try:
-        mark = read_json(Path(f"{prefix}.json"), "the shard is not whole")
-        if _cells_of(mark) != tuple(cells):
-            yield f"{prefix}.json is not the shard of the inventory"
-        for suffix, expected in mark["sha256"].items():
-            if file_sha256(f"{prefix}.{suffix}") != expected:
-                yield f"{prefix}.{suffix} is not what was written: its sha256 differs"
+        seal = read_seal(prefix)
+        if seal.cells != tuple(cells):
+            yield f"{prefix} is not the shard of the inventory: its seal says other cells"
+        digests = {name: file_sha256(f"{prefix}.{name}") for name in ("bin", "idx")}
+        digests["docs"] = provenance_sha256(prefix)
+        for name, digest in digests.items():
+            if digest != seal.sha256[name]:
+                yield f"{prefix}.{name} is not what was written: its sha256 differs"
         reader = IndexedReader(prefix)
         sizes = sum(cell.in_files for cell in cells), sum(cell.tokens for cell in cells)
         if (reader.num_documents, len(reader.tokens)) != sizes:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedWriter
-from data_prep.packed import FILLER, lay_out
+from data_prep.lay_out import FILLER, lay_out
 
 
 def write_packed(

@@ -23,7 +23,7 @@ from data_prep.documents import Problem
 from data_prep.inventory import Inventory, read_inventory, write_inventory
 from data_prep.json_files import VERSION, json_bytes, read_json, write_json
 from data_prep.labels import LENGTHS, Labels
-from data_prep.shards import read_shard
+from data_prep.seal import is_sealed, read_seal
 from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import InputSection, Section, SpilledRun
 from data_prep.tokenization.work import KeyRange, ShardPiece, TokenizeJob, piece_mark, unit_mark
@@ -96,7 +96,7 @@ def written(job: TokenizeJob, group: int, piece: ShardPiece) -> Sequence[Cell] |
         rows = read_json(mark, _CHANGED)["shards"] if mark.exists() else None
         return None if rows is None else [Cell.from_json(row) for row in rows]
     prefix = job.out / piece.path
-    return read_shard(prefix) if Path(f"{prefix}.json").exists() else None
+    return read_seal(prefix).cells if is_sealed(prefix) else None
 
 
 def close_group(job: TokenizeJob, group: int, cells: Sequence[Cell]) -> None:

@@ -53,7 +53,7 @@ class Settings:
     apart: whether each combination of labels has shards of its own, as in plans that began before
     there was a choice; otherwise all of a group share them. shard_tokens: about how many a shard
     has at most; None as it began, else SHARD_TOKENS. group_bytes: of input, shuffled as one.
-    pack: tokens of the rows that documents are laid out in (`data_prep/packed.py`), 0 where they
+    pack: tokens of the rows that documents are laid out in (`data_prep/lay_out.py`), 0 where they
     simply follow each other.
     hidden: whether files and folders whose names begin with a dot are read, as plans do that began
     before there was a choice. keep_fields: which fields beside text and labels stay in the shards'

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from data_prep.cells import Cell
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, Labels
-from data_prep.packed import FILLER, Packed, Pieces, lay_out
+from data_prep.lay_out import FILLER, Pieces, lay_out
+from data_prep.packed import Packed
 from data_prep.shards import NO_FILE
 from data_prep.tokenization.spill import TokenTable
 

@@ -25,7 +25,8 @@ from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level, said
 from data_prep.lines import lines_before
 from data_prep.pool import Tick, ticking
-from data_prep.shards import Content, read_shard, write_shard
+from data_prep.seal import is_sealed, read_seal
+from data_prep.shards import Content, write_shard
 from data_prep.tokenization.plan import DEFAULTED, TokenizePlan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
@@ -206,8 +207,8 @@ def _write_apart(
     cells: list[Cell] = []
     for content in contents:
         path = f"{content.cell.labels.folder}/{Path(piece.path).name}"
-        if Path(f"{job.out / path}.json").exists():  # written by a run that was killed
-            cells += read_shard(job.out / path)
+        if is_sealed(job.out / path):  # written by a run that was killed
+            cells += read_seal(job.out / path).cells
         else:
             cells += write_shard(job.out, path, job.dtype, [content])
     mark = {"version": VERSION, "shards": [cell.as_json() for cell in cells]}

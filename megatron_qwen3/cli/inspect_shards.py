@@ -14,16 +14,19 @@ checksums.
     mq3 data inspect find data/tokens https://example.org/page --field url
     mq3 data inspect remove data/tokens https://example.org/page --field url \\
         --reason "asked for by the author" --runs runs
+    python tools/inspect_shards.py remove data/tokens --values urls.txt --field url \\
+        --reason "request 12" --dry-run --json
 
 find reads the provenance of all shards. remove writes end-of-text over the documents that it finds:
 lengths, places and so all runs stay, and no run trains on them any more. It names the runs and
 curricula below --runs that have read them, and refuses while one of them, or a process of this
-machine, reads their shards. Killed, it goes on with the next `remove`.
+machine, reads their shards. Killed, it goes on with the next `remove`. --dry-run writes nothing;
+--json prints the removed documents as one object, and those of find as one a line.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from data_prep.fingerprint import file_sha256
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory, totals
 from data_prep.labels import Labels
-from data_prep.removal import is_interrupted, removed_from
+from data_prep.removal import INTERRUPTED, is_interrupted, removed_from
 from data_prep.shards import faults, folder_of, origin
 from data_prep.tokenizer import load
 from data_prep.tokenizer_file import tokenizer_json
@@ -180,26 +183,33 @@ def _marked(tokenizer: tokenizers.Tokenizer, ids: Any, trained: Any) -> str:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    if _is_dialogs(given.folder):
-        count, unit, found = 1, "set", DialogSet(given.folder).faults()
-    else:
-        inventory = read_inventory(given.folder)
-        shards = [list(cells) for _, cells in groupby(inventory.cells, lambda cell: cell.path)]
-        count, unit = len(shards), "shard"
-        found = (fault for cells in shards for fault in faults(inventory.folder, cells))
-        if is_interrupted(given.folder):
-            text = "a removal of documents is at work or was interrupted: the next `remove` ends it"
-            found = chain(found, [text])
-    wrong = []
-    for fault in found:
-        wrong.append(fault)
-        if not given.json:
-            print(shown(fault))
+    is_set = _is_dialogs(given.folder)
+    unit, of_each = ("set", _faults_of_set) if is_set else ("shard", _faults_of_shards)
+    count, wrong = 0, []
+    for found in of_each(given.folder):
+        count += 1
+        for fault in found:
+            wrong.append(fault)
+            if not given.json:
+                print(shown(fault))
     if given.json:
         _print_json({f"{unit}s": count, "faults": wrong})
     else:
         print(shown(f"{counted(count, unit)}, {counted(len(wrong), 'fault')}"))
     return 1 if wrong else 0
+
+
+def _faults_of_set(prefix: Path) -> Iterator[Iterable[str]]:
+    yield DialogSet(prefix).faults()
+
+
+def _faults_of_shards(folder: Path) -> Iterator[Iterable[str]]:
+    """Of each shard in turn; of cells no more than its own are held."""
+    inventory = read_inventory(folder)
+    interrupted = [INTERRUPTED] if is_interrupted(inventory.folder) else []
+    for _, cells in groupby(inventory.cells, lambda cell: cell.path):
+        yield chain(interrupted, faults(inventory.folder, list(cells)))
+        interrupted = []
 
 
 def print_table(inventory: Inventory, by: Sequence[str], most: int) -> None:

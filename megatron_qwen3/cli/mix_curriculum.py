@@ -12,14 +12,18 @@ more tokens than may be read, is refused with the way out. locate lists the docu
 a step was made of, and where they came from.
 """
 
+from __future__ import annotations
+
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep import curriculum as manifests
 from data_prep import fingerprint
-from data_prep.curriculum import Curriculum
+from data_prep.curriculum import Curriculum, Stage
 from data_prep.inventory import Inventory, paths, read_inventory
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
@@ -31,12 +35,16 @@ from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.pretrain.record import ReadBefore, RunRecord
 from megatron_qwen3.shown import plain, shown, shown_text
 
+if TYPE_CHECKING:
+    from megatron_qwen3.pretrain.provenance import RowOrigin
+
 ROOT = Path(__file__).resolve().parents[2]
 _EXAMPLES = """examples:
   mq3 data mix data/tokens --out data/curriculum.json
   mq3 data mix data/tokens general.tokens=2e9 reasoning.tokens=4e8 \\
       long_context.tokens=5e7 general.max_epochs=2
   mq3 data mix data/tokens --recipe mine.toml --after runs/8b/general
+  mq3 data mix show data/curriculum.json --json
   mq3 data mix locate runs/8b/pretrain_1_general 1200 7 --text
 """
 
@@ -79,6 +87,7 @@ def _parser(prog: str | None) -> Parser:
     show = commands.add_parser("show", help="print the documents of a curriculum's stages", **text)
     show.set_defaults(run=_show)
     show.add_argument("curriculum", type=Path, metavar="FILE.json")
+    show.add_argument("--json", action="store_true", help="print one JSON object, with all rows")
     for command in (mix, show):
         command.add_argument(
             "--rows", type=int, default=10, metavar="N", help="of a table (default: 10)"
@@ -92,6 +101,7 @@ def _parser(prog: str | None) -> Parser:
         "--rank", type=int, nargs=2, metavar=("R", "OF"), help="ROW is one of data rank R's"
     )
     locate.add_argument("--text", action="store_true", help="print the text, too")
+    locate.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -149,7 +159,25 @@ def _read_before(run: Path | None) -> ReadBefore:
 
 
 def _show(given: argparse.Namespace) -> None:
-    _print(manifests.read(given.curriculum), given.rows)
+    plan = manifests.read(given.curriculum)
+    if given.json:
+        print(json.dumps({"stages": [_stage_json(plan, stage) for stage in plan.stages]}))
+    else:
+        _print(plan, given.rows)
+
+
+def _stage_json(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
+    """What the tables of a stage say, and rows that they fold."""
+    from data_prep.mixing.summary import labels_of, summary, texts, total
+
+    by = {label: summary(stage, label) for label in labels_of(curriculum)}
+    return {
+        "name": stage.name,
+        "sequence_length": stage.sequence_length,
+        "all": asdict(total(stage)),
+        "by": {label: [asdict(row) for row in rows] for label, rows in by.items()},
+        "texts": [asdict(row) for row in texts(stage)],
+    }
 
 
 def _print(curriculum: Curriculum, rows: int) -> None:
@@ -181,6 +209,9 @@ def _locate(given: argparse.Namespace) -> None:
     from megatron_qwen3.pretrain.provenance import locate
 
     row = locate(given.folder, given.step, _global_row(given))
+    if given.json:
+        print(json.dumps(_row_json(row, _decoder(given.folder) if given.text else None)))
+        return
     print(shown(f"global sample {row.sample}: {row.source}, epoch {row.epoch + 1}"))
     decode = _decoder(given.folder) if given.text else None
     for piece in row.pieces:
@@ -197,6 +228,17 @@ def _locate(given: argparse.Namespace) -> None:
             print(shown(f"    {field}: {value}"))
         if decode:
             print("    " + shown_text(decode(piece.tokens.tolist()).replace("\n", "\n    ")))
+
+
+def _row_json(row: RowOrigin, decode: Callable[[list[int]], str] | None) -> dict[str, Any]:
+    """epoch: from 1; of each piece place and tokens in its shard, and its text where it is asked
+    for."""
+    pieces = []
+    for piece in row.pieces:
+        tokens = piece.tokens.tolist()
+        told = vars(piece) | {"tokens": len(tokens), "fields": dict(piece.fields)}
+        pieces.append(told | ({"text": decode(tokens)} if decode else {}))
+    return {"sample": row.sample, "source": row.source, "epoch": row.epoch + 1, "pieces": pieces}
 
 
 def _global_row(given: argparse.Namespace) -> int:
@@ -220,7 +262,7 @@ def _global_row(given: argparse.Namespace) -> int:
     return int(rank * rows + given.row)
 
 
-def _decoder(run: Path):  # type: ignore[no-untyped-def]
+def _decoder(run: Path) -> Callable[[list[int]], str]:
     from data_prep import tokenizer
     from megatron_qwen3 import config
 

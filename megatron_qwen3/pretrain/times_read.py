@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep import curriculum
 from data_prep.curriculum import Source
-from data_prep.fingerprint import mark
+from data_prep.fingerprint import first_mark
 from data_prep.stretches import ShardFile
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import FILE_NAME, RunRecord, Start
@@ -59,7 +59,7 @@ class _Shards:
 
     def __init__(self, ranges: Ranges) -> None:
         self._by_path = {os.path.realpath(prefix): some for prefix, some in ranges.items()}
-        self._by_mark = {mark(prefix): some for prefix, some in ranges.items()}
+        self._by_mark = {first_mark(prefix): some for prefix, some in ranges.items()}
 
     def in_source(self, source: Source) -> list[Range]:
         """The ranges as tokens of a source, if they lie in it."""

@@ -27,7 +27,8 @@ from data_prep.mixing.divided import divided
 from data_prep.mixing.plan import DOMAINS, plan
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.packed import Packed
-from data_prep.shards import faults, read_shard
+from data_prep.seal import read_seal
+from data_prep.shards import faults
 from data_prep.stretches import ShardFile, ShardStretches
 from data_prep.tokenization import groups
 from data_prep.tokenization import plan as plans
@@ -53,7 +54,7 @@ ROW = 64
 # ---- how many files there are ------------------------------------------------------------------
 
 TOKENS_IN_ALL, BYTES_OF_TOKEN = 36 * 10**12, 4  # of UTF-8, as the web has it in 119 languages
-FILES_OF_SHARD, FILES_OF_GROUP = 4, 2
+FILES_OF_SHARD, FILES_OF_GROUP = 3, 2
 
 
 def spilled(tokens: int, labels: int = 0) -> Spilled:
@@ -166,7 +167,8 @@ def test_a_mixture_takes_of_shared_shards_what_it_takes_of_shards_kept_apart(
         made[name] = {share.source.name: share.source for share in sources}
         shards = {cell.path for cell in report.inventory.cells}
         assert all(
-            list(faults(tmp_path / name, read_shard(tmp_path / name / p))) == [] for p in shards
+            list(faults(tmp_path / name, read_seal(tmp_path / name / p).cells)) == []
+            for p in shards
         )
     assert len({cell.path for cell in read_inventory(tmp_path / "shared").cells}) <= 8
     assert made["apart"].keys() == made["shared"].keys() and len(made["apart"]) == 2 * 2 * 3

@@ -1,5 +1,6 @@
 """A curriculum keeps budgets, shares and caps exactly, or is refused with a way out that works."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -462,6 +463,26 @@ def test_mixing_prints_and_writes_what_each_stage_sees(
     assert "63.0 %" in capsys.readouterr().out
 
 
+def test_what_stages_see_is_one_object_of_json_with_every_row(
+    tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    command = ["mix", str(tokens), "--recipe", str(tmp_path / "recipe.toml"), "--no-page"]
+    assert mix_curriculum.main(command) == 0
+    capsys.readouterr()
+    path = tokens / "curriculum.json"
+    assert mix_curriculum.main(["show", str(path), "--json", "--rows", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)["stages"]
+    for row, stage in zip(told, curriculum.read(path).stages, strict=True):
+        assert (row["name"], row["sequence_length"]) == (stage.name, stage.sequence_length)
+        assert row["all"]["tokens"] == stage.tokens and row["texts"] == []
+        for rows in row["by"].values():
+            assert sum(part["tokens"] for part in rows) == stage.tokens
+            assert sum(part["sources"] for part in rows) == len(stage.shares)
+    assert mix_curriculum.main(["show", str(tmp_path / "nowhere.json"), "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_what_cannot_be_is_an_error_and_writes_nothing(
     tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +552,16 @@ def test_a_row_of_a_step_is_found_again_down_to_the_line_it_was_made_from(
     capsys.readouterr()
     assert mix_curriculum.main(["locate", str(config.run_dir), "7", "1", "--rank", "1", "2"]) == 0
     assert f"global sample {4 * 6 + 3}: crawl" in capsys.readouterr().out
+    assert mix_curriculum.main(["locate", str(config.run_dir), "7", "3", "--json"]) == 0
+    told, found = json.loads(capsys.readouterr().out), locate(config.run_dir, 7, 3)
+    assert (told["sample"], told["source"]) == (4 * 6 + 3, found.source)
+    for row, piece in zip(told["pieces"], found.pieces, strict=True):
+        assert (row["shard"], row["document"], row["place"]) == (
+            piece.shard,
+            piece.document,
+            piece.place,
+        )
+        assert (row["tokens"], row["id"]) == (len(piece.tokens), piece.id)
     for wrong in (["0", "0"], ["41", "0"], ["50", "0"], ["7", "4"], ["7", "2", "--rank", "1", "2"]):
         status = mix_curriculum.main(["locate", str(config.run_dir), *wrong])
         assert (status, wrong) == (2 if wrong != ["41", "0"] else 0, wrong)

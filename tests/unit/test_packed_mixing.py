@@ -9,11 +9,12 @@ import pytest
 from data_prep.cells import Cell
 from data_prep.inventory import Inventory, write_inventory
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, Labels
+from data_prep.lay_out import FILLER, lay_out
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.summary import texts
-from data_prep.packed import FILLER, Packed, lay_out
+from data_prep.packed import Packed
 from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import curriculum as page

@@ -4,10 +4,14 @@ on them, and a removal that is killed goes on."""
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -16,14 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import curriculum, fingerprint, removal
+from data_prep import curriculum, finding, fingerprint, removal
+from data_prep.cells import Cell
 from data_prep.curriculum import Curriculum, Stage, StageShare
 from data_prep.finding import DocumentQuery, find, paths_of
 from data_prep.indexed import IndexedReader, IndexedWriter
-from data_prep.inventory import read_inventory
+from data_prep.inventory import StoredCells, read_inventory, write_inventory
+from data_prep.labels import Labels
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.removal import is_interrupted, removed_from, removing
+from data_prep.seal import is_sealed, provenance_sha256, write_sealed
 from data_prep.shards import faults, origin
 from data_prep.stretches import ShardFile
 from data_prep.tokenization.corpus import CorpusOptions, tokenize
@@ -128,15 +135,69 @@ def test_what_cannot_be_looked_for_is_refused(shards: Path) -> None:
         found(shards, "x")
 
 
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_what_is_looked_for_is_found_wherever_blocks_of_provenance_end(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    asked = [{"is_part": True}, {"field": "url", "is_part": True}, {}]
+    values = ["site1.org", "/4", "d1", ODD]
+    expected = [[found(shards, value, **how) for value in values] for how in asked]
+    assert all(map(any, expected))
+    monkeypatch.setattr(finding, "_BLOCK_BYTES", block)
+    assert [[found(shards, value, **how) for value in values] for how in asked] == expected
+
+
+def test_however_many_documents_match_each_is_read_when_it_is_asked_for(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, origin_of = [], finding.origin_of
+    monkeypatch.setattr(finding, "origin_of", lambda *row: read.append(1) or origin_of(*row))
+    matches = find(read_inventory(shards), DocumentQuery(frozenset(["site"]), is_part=True), 1)
+    for count in range(1, 50):
+        next(matches)
+        assert len(read) == count
+
+
+def test_verifying_holds_the_cells_of_one_shard_at_a_time(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.inventory.BLOCK_CELLS", 1)
+    write_inventory(read_inventory(shards), list(read_inventory(shards).cells))
+    count = len(read_inventory(shards).cells)
+    blocks, left, columns_of = [], [], StoredCells.columns_of
+    monkeypatch.setattr(
+        StoredCells, "columns_of", lambda self, n: blocks.append(n) or columns_of(self, n)
+    )
+    monkeypatch.setattr(
+        inspect_shards, "faults", lambda _, cells: left.append(count - len(blocks)) or ()
+    )
+    assert inspect_shards.main(["verify", str(shards)]) == 0
+    assert len(left) > 2 and left == sorted(left, reverse=True) and left[0] > 0 == left[-1]
+
+
+def test_damaged_provenance_is_one_line_that_names_it(shards: Path) -> None:
+    docs = prefixes(shards)[0].with_suffix(".docs")
+    whole = docs.read_bytes()
+    for content, complaint in (
+        (whole.replace(b'"url":"', b'"url":""', 1), "is damaged: document "),
+        (whole[:8] + b"\x09" + whole[9:], "of another folder: a document of input 9 of 1"),
+    ):
+        docs.write_bytes(content)
+        with pytest.raises(ConfigError, match=complaint):
+            found(shards, "d", is_part=True)
+        if "input" in complaint:
+            with pytest.raises(ConfigError, match=complaint):
+                origin(prefixes(shards)[0], 0)
+
+
 # ---- removing ----------------------------------------------------------------------------------
 
 
 def test_a_document_becomes_end_of_text_and_nothing_else_moves(shards: Path) -> None:
     end = read_inventory(shards).tokenizer["end_of_document"]
     before, marks = tokens_of(shards), fingerprint.marks([str(p) for p in prefixes(shards)])
-    others = {
-        k: v for k, v in digests(shards).items() if k.endswith((".docs", "inventory.parquet"))
-    }
+    provenance = [provenance_sha256(prefix) for prefix in prefixes(shards)]
+    inventory = digests(shards)["inventory.parquet"]
     assert take(shards, url(5), ODD, reason="a\nb") > 0
     gone = 0
     for prefix, documents in tokens_of(shards).items():
@@ -150,7 +211,8 @@ def test_a_document_becomes_end_of_text_and_nothing_else_moves(shards: Path) -> 
     assert gone >= 2 and not is_interrupted(shards)
     assert faults_of(shards) == []
     assert fingerprint.marks([str(p) for p in prefixes(shards)]) == marks
-    assert others.items() <= digests(shards).items()
+    assert [provenance_sha256(prefix) for prefix in prefixes(shards)] == provenance
+    assert digests(shards)["inventory.parquet"] == inventory
 
 
 def test_the_mark_of_a_changed_page_is_that_of_before_only_as_the_removal_left_it(
@@ -159,7 +221,7 @@ def test_the_mark_of_a_changed_page_is_that_of_before_only_as_the_removal_left_i
     prefix = tmp_path / "one"
     with IndexedWriter(prefix, np.int32) as writer:
         writer.add_documents(np.arange(30_000), [100] * 300)
-    (tmp_path / "one.json").write_text('{"version": 1, "sha256": {"bin": "", "idx": ""}}')
+    write_sealed(prefix, (Cell("one", Labels(*"abcdef"), 300, 30_000, 9),), [])
     first = fingerprint.mark(prefix)
     begun = removal.Removal(tmp_path, 7)
     for documents in ([0, 1], [299], [0, 150]):
@@ -377,8 +439,8 @@ def test_a_removal_killed_at_any_point_goes_on_to_the_same_shards(
         shutil.copytree(tmp_path / "untouched", out)
         died = dies_at(calls, out)
         _is_safe(out, was, tmp_path / "whole")
-        with removing(out):
-            pass
+        with removing(out) as begun:
+            begun.end()
         if any(removed_from(p) for p in prefixes(out)):  # or it died before it was noted
             now = {k: v for k, v in digests(out).items() if k.endswith(("bin", "idx"))}
             assert now == whole
@@ -400,6 +462,153 @@ def _is_safe(out: Path, was: dict[Path, list[list[int]]], whole: Path) -> None:
         flat = [t for d in was[whole / prefix.relative_to(out)] for t in d]
         changed = np.flatnonzero(reader.tokens != np.array(flat))
         assert all(any(a <= t < b for a, b in ranges) for t in changed.tolist())
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_damage_of_before_is_not_covered_by_new_checksums(shards: Path, suffix: str) -> None:
+    inventory = read_inventory(shards)
+    one, *_ = find(inventory, DocumentQuery(frozenset([url(5)])), 1)
+    prefix = shards / one.path
+    file = prefix.with_suffix(f".{suffix}")
+    whole = file.read_bytes()
+    at = -1 if suffix == "idx" else 0  # the last boundary of documents, or tokens of a row
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + (whole[at + 1 :] if at + 1 else b""))
+    before = digests(shards)
+    with pytest.raises(ConfigError, match=rf"{file}(: damaged| is not what was written)"):
+        take(shards, url(5))
+    (shards / removal.LOCK).unlink(missing_ok=True)
+    assert digests(shards) == before and not is_interrupted(shards)
+    file.write_bytes(whole)
+    assert take(shards, url(5)) > 0 and faults_of(shards) == []
+
+
+def test_damage_between_a_kill_and_its_end_is_not_covered_either(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in")], out, Settings(tokenizer), CorpusOptions())
+    shutil.copytree(out, tmp_path / "whole")
+    take(tmp_path / "whole", url(5), ODD, url(30))
+    calls = 0
+    while not is_interrupted(out) or not any(IndexedReader(p).removed for p in prefixes(out)):
+        calls += 1
+        assert dies_at(calls, out)
+    (prefix,) = prefixes(out)
+    file = prefix.with_suffix(".bin")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"\.bin was damaged while documents were removed"):
+            take(out, url(1))
+    assert is_interrupted(out) and not removed_from(prefix)
+    file.write_bytes(whole)
+    with removing(out) as begun:
+        begun.end()
+    assert faults_of(out) == []
+    names = [n for n in digests(out) if n.endswith((".bin", ".idx"))]
+    assert all(digests(out)[n] == digests(tmp_path / "whole")[n] for n in names)
+
+
+def test_a_removal_that_was_killed_while_it_wrote_is_ended_by_the_next_command(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in")], out, Settings(tokenizer), CorpusOptions())
+    (prefix,) = prefixes(out)
+    data = DataConfig(16, held_out=0.0, sources=(SourceConfig("s", str(prefix), 1.0),))
+    ((source, share),) = simple_sources(data)
+    run = tmp_path / "runs/one"
+    run.mkdir(parents=True)
+    RunRecord((RunPart(0, 4, 16, None, (Feed(source, share, Start(5)),)),)).write(run)
+    calls = 0
+    while (fault := fault_of_mark(prefix)) == "":
+        calls += 1
+        assert dies_at(calls, out)
+    assert "is not what the removal of documents from it left" in fault
+    command = ["remove", str(out), url(1), "--reason", "x", "--runs", str(run)]
+    assert inspect_shards.main(command) == 0
+    told = capsys.readouterr().out
+    assert "a removal of 3 documents was interrupted: it is ended" in told
+    assert told.count("runs/one: up to step 0: has read them 0 times") == 2
+    assert len(removed_from(prefix)) == 4 and faults_of(out) == [] and fault_of_mark(prefix) == ""
+
+
+def fault_of_mark(prefix: Path) -> str:
+    try:
+        fingerprint.mark(prefix)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("documents", "complaint"),
+    [
+        ({"": [-2]}, "has documents 0 to .*, not -2"),
+        ({"": [99]}, "has documents 0 to .*, not 99"),
+        ({"": ["1"]}, "is no number of a document"),
+        ({"": [True]}, "is no number of a document"),
+        ({"": 1}, "is no list of documents to remove"),
+        ([], "is no list of documents to remove"),
+        ({"nowhere/": [1]}, "names what is not there: .*nowhere.*does not exist"),
+    ],
+)
+def test_a_list_of_removals_that_cannot_be_is_told_before_anything_is_written(
+    tmp_path: Path, tokenizer: str, documents: Any, complaint: str
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in", 9)], out, Settings(tokenizer), CorpusOptions())
+    path = str(prefixes(out)[0].relative_to(out))
+    if isinstance(documents, dict):
+        documents = {f"{where}{path}": numbers for where, numbers in documents.items()}
+    asked = {"version": 1, "date": "", "reason": "", "documents": documents}
+    (out / removal.JOURNAL).write_text(json.dumps(asked))
+    before = digests(out)
+    with pytest.raises(ConfigError, match=complaint), removing(out) as begun:
+        begun.end()
+    (out / removal.LOCK).unlink()
+    assert digests(out) == before
+
+
+def test_a_damaged_seal_is_named_and_the_list_of_removals_is_kept(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in", 9)], out, Settings(tokenizer), CorpusOptions())
+    (prefix,) = prefixes(out)
+    docs = prefix.with_suffix(".docs")
+    whole = docs.read_bytes()
+    docs.write_bytes(whole.replace(b'"sha256"', b'"sha255"'))
+    asked = {
+        "version": 1,
+        "date": "",
+        "reason": "",
+        "documents": {str(prefix.relative_to(out)): [1]},
+    }
+    (out / removal.JOURNAL).write_text(json.dumps(asked))
+    with pytest.raises(ConfigError) as told, removing(out) as begun:
+        begun.end()
+    assert f"{docs}: the seal of the shard is damaged" in str(told.value)
+    assert removal.JOURNAL not in str(told.value) and is_interrupted(out)
+    docs.write_bytes(whole)
+    with removing(out) as begun:
+        begun.end()
+    assert list(removed_from(prefix)) == [1] and faults_of(out) == []
+
+
+def test_documents_of_old_shards_are_found_and_taken_out(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parents[1] / "old/old.tar.xz") as archive:
+        of_tokens = [m for m in archive.getmembers() if m.name.startswith("tokens/")]
+        archive.extractall(tmp_path, of_tokens, filter="data")
+    folder = tmp_path / "tokens"
+    whole = prefixes(folder)
+    assert len(whole) == 3 and all(map(is_sealed, whole)) and faults_of(folder) == []
+    one = next(find(read_inventory(folder), DocumentQuery(line=("00000.jsonl.zst", 2)), 1))
+    with removing(folder) as begun:
+        assert begun.take({one.path: [one.document]}, "asked for") > 0
+    prefix = folder / one.path
+    assert removed_from(prefix)[one.document]["reason"] == "asked for"
+    assert prefix.with_suffix(".json").exists() and faults_of(folder) == []
 
 
 # ---- the commands ------------------------------------------------------------------------------
@@ -434,6 +643,54 @@ def test_the_commands_find_remove_and_tell(
     assert "was interrupted" in capsys.readouterr().out
 
 
+def test_a_dry_run_writes_nothing_and_ends_nothing(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in", 20)], out, Settings(tokenizer), CorpusOptions())
+    documents = {str(prefixes(out)[0].relative_to(out)): [1, 2]}
+    asked = {"version": 1, "date": "", "reason": "", "documents": documents}
+    for is_begun in (False, True):
+        if is_begun:
+            (out / removal.JOURNAL).write_text(json.dumps(asked))
+        before = digests(out)
+        command = ["remove", str(out), url(5), "--reason", "x", "--dry-run"]
+        assert inspect_shards.main(command) == 0
+        assert digests(out) == before
+        told = capsys.readouterr().out
+        assert ("a removal of 2 documents was interrupted: it would be ended" in told) == is_begun
+        assert re.search(r"--dry-run: 1 document, \d+ tokens would be removed", told)
+        assert inspect_shards.main([*command, "--json"]) == 0
+        row = json.loads(capsys.readouterr().out)
+        assert row["dry_run"] and row["tokens"] > 0 and digests(out) == before
+    with _reading(f"{prefixes(out)[0]}.bin"):  # who reads keeps what was begun from its end, too
+        assert inspect_shards.main(["remove", str(out), url(5), "--reason", "x"]) == 2
+    (out / removal.LOCK).unlink()
+    assert digests(out) == before
+
+
+def test_what_was_removed_is_one_object_of_json_and_nothing_else(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus(tmp_path / "in", 20)], out, Settings(tokenizer), CorpusOptions())
+    command = ["remove", str(out), url(5), url(6), "--reason", "x", "--json"]
+    assert inspect_shards.main([*command, "--most", "1"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "2 documents match, --most = 1" in told.err
+    for gone in (0, 2):
+        assert inspect_shards.main(command) == 0
+        row = json.loads(capsys.readouterr().out)
+        names = {document["id"] for document in row["documents"]}
+        assert names == (set() if gone else {"d5", "d6"}) and row["removed_before"] == gone
+        assert (row["shards"], row["tokens"] > 0) == ((0, False) if gone else (1, True))
+        assert row["readers"] == [] and not row["dry_run"]
+    (out / removal.JOURNAL).write_text("{}")
+    assert inspect_shards.main(["find", str(out), url(5), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["removed"]["reason"] == "x" and "was interrupted" in told.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -458,21 +715,8 @@ def test_shards_that_somebody_reads_are_left_alone(
     out = tmp_path / "out"
     tokenize([corpus(tmp_path / "in", 20)], out, Settings(tokenizer), CorpusOptions())
     before = digests(out)
-    program = (
-        "import mmap, sys; file = open(sys.argv[1], 'rb'); "
-        "held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); print('open', flush=True); "
-        "sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, f"{prefixes(out)[0]}.bin"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout and process.stdout.readline() == b"open\n"
+    with _reading(f"{prefixes(out)[0]}.bin") as process:
         assert inspect_shards.main(["remove", str(out), url(5), "--reason", "x"]) == 2
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
     assert f"process {process.pid} (" in capsys.readouterr().err
     prefix = str(prefixes(out)[0])
     data = DataConfig(sequence_length=16, held_out=0.0, sources=(SourceConfig("s", prefix, 1.0),))
@@ -490,3 +734,21 @@ def test_shards_that_somebody_reads_are_left_alone(
     )
     (out / removal.LOCK).unlink()
     assert digests(out) == before
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has a file mapped."""
+    program = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); "
+        "held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); print('open', flush=True); "
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout and process.stdout.readline() == b"open\n"
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()

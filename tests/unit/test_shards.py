@@ -1,8 +1,10 @@
 """Shards: Megatron's token files with labels and origins, whole or not there at all."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_prep.cells import Cell
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory, write_inventory
 from data_prep.labels import LENGTHS, Labels, length, level
+from data_prep.seal import is_sealed, read_seal
 from data_prep.shards import (
     ORIGIN,
     Content,
@@ -20,7 +23,6 @@ from data_prep.shards import (
     Origin,
     faults,
     origin,
-    read_shard,
     write_shard,
 )
 from megatron_qwen3.config import ConfigError
@@ -58,7 +60,7 @@ def test_a_shard_is_read_back_and_says_where_each_document_came_from(tmp_path: P
     found = read_inventory(tmp_path)
     assert replace(found, cells=tuple(found.cells)) == inventory
     prefix = tmp_path / cell.path
-    assert read_shard(prefix) == (cell,)
+    assert read_seal(prefix).cells == (cell,)
     reader = IndexedReader(prefix)
     assert reader.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert [reader.document_of(token) for token in range(6)] == [0, 0, 0, 1, 2, 2]
@@ -68,8 +70,11 @@ def test_a_shard_is_read_back_and_says_where_each_document_came_from(tmp_path: P
         origin(prefix, 3)
 
 
-def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_shard_whose_writing_failed_has_no_seal(tmp_path: Path, is_old: bool) -> None:
     cell = write(tmp_path)  # an older, whole one is no excuse
+    if is_old:
+        sealed_apart(tmp_path / cell.path)
 
     def failing() -> Iterator[DocumentChunk]:
         yield CHUNKS[0]
@@ -77,16 +82,25 @@ def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="no space left"):
         write_shard(tmp_path, cell.path, np.int32, [Content(cell, failing())])
-    with pytest.raises(ConfigError, match=r"00000-000\.json does not exist: .*not whole"):
-        read_shard(tmp_path / cell.path)
+    assert not is_sealed(tmp_path / cell.path)
+    with pytest.raises(ConfigError, match=r"00000-000\.docs does not exist: .*not whole"):
+        read_seal(tmp_path / cell.path)
 
 
-@pytest.mark.parametrize("suffix", ["bin", "idx", "docs", "json"])
+FILES = [(suffix, False) for suffix in ("bin", "idx", "docs")]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "is_old"), [*FILES, *((s, True) for s, _ in FILES), ("json", True)]
+)
 @pytest.mark.parametrize("damage", ["changed", "cut short", "removed"])
 def test_verifying_finds_any_file_that_is_not_what_was_written(
-    tmp_path: Path, suffix: str, damage: str
+    tmp_path: Path, suffix: str, is_old: bool, damage: str
 ) -> None:
     cell = write(tmp_path)
+    if is_old:
+        sealed_apart(tmp_path / cell.path)
+    assert is_sealed(tmp_path / cell.path)
     assert list(faults(tmp_path, [cell])) == []
     file = tmp_path / f"{cell.path}.{suffix}"
     content = file.read_bytes()
@@ -95,6 +109,61 @@ def test_verifying_finds_any_file_that_is_not_what_was_written(
         changed = content.replace(b"3", b"4") if suffix == "json" else content[:-1] + b"x"
         file.write_bytes(changed if damage == "changed" else content[:-4])
     assert any(str(tmp_path) in fault for fault in faults(tmp_path, [cell]))
+
+
+def test_any_byte_of_provenance_or_seal_that_is_another_is_found(tmp_path: Path) -> None:
+    cell = write(tmp_path)
+    file = tmp_path / f"{cell.path}.docs"
+    whole = file.read_bytes()
+    for k in range(len(whole)):
+        file.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
+        found = list(faults(tmp_path, [cell]))
+        assert found and all("\n" not in x and str(tmp_path / cell.path) in x for x in found), k
+    file.write_bytes(whole)
+    assert list(faults(tmp_path, [cell])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sha256": None}, "seal of the shard is damaged"),
+        ({"sha256": {"bin": "", "idx": ""}}, "damaged .KeyError.'docs'"),
+        ({"tokens": "6"}, "damaged .tokens = '6'; valid: a whole number from 0"),
+        ({"removed": [7]}, "seal of the shard is damaged"),
+        ({"removed": [{"document": "1", "date": "", "reason": ""}]}, "is no document that was"),
+        ({"version": 2}, "version 2; known: 1"),
+    ],
+)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_seal_that_makes_no_sense_is_one_line_that_names_it(
+    tmp_path: Path, change: dict[str, Any], complaint: str, is_old: bool
+) -> None:
+    cell = write(tmp_path)
+    prefix = tmp_path / cell.path
+    seal = read_seal(prefix).as_json() | change
+    if is_old:
+        sealed_apart(prefix)
+        prefix.with_suffix(".json").write_text(json.dumps(seal))
+    else:
+        docs, content = prefix.with_suffix(".docs"), json.dumps(seal).encode()
+        provenance = docs.read_bytes()[: _provenance_bytes(docs)]
+        end = len(content).to_bytes(8, "little") + b"\xfeQWSEAL\xfe"
+        docs.write_bytes(provenance + content + end)
+    with pytest.raises(ConfigError, match=complaint) as told:
+        read_seal(prefix)
+    assert str(prefix) in str(told.value) and "\n" not in str(told.value)
+
+
+def _provenance_bytes(docs: Path) -> int:
+    content = docs.read_bytes()
+    return len(content) - 16 - int.from_bytes(content[-16:-8], "little")
+
+
+def sealed_apart(prefix: Path) -> None:
+    """As releases had it that knew no seal in the .docs."""
+    docs = prefix.with_suffix(".docs")
+    (prefix.with_suffix(".json")).write_text(json.dumps(read_seal(prefix).as_json()))
+    docs.write_bytes(docs.read_bytes()[: _provenance_bytes(docs)])
 
 
 def test_a_folder_without_an_inventory_is_refused(tmp_path: Path) -> None:
