@@ -38,7 +38,7 @@ _FAULTS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 Buffer = bytes | bytearray | memoryview
 
 
-class Seal(NamedTuple):
+class ShardSeal(NamedTuple):
     """sha256: by suffix, `docs` of the provenance alone; removed: by document, the range of its
     tokens, date and reason."""
 
@@ -55,7 +55,7 @@ class Seal(NamedTuple):
         return about | {"sha256": self.sha256} | ({"removed": removed} if removed else {})
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Seal:
+    def from_json(cls, content: dict[str, Any]) -> ShardSeal:
         """One of _FAULTS where it is none."""
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']!r:.40}; known: {VERSION}")
@@ -71,16 +71,16 @@ def is_sealed(prefix: str | os.PathLike[str]) -> bool:
     return _json(prefix).exists() or _place(prefix) is not None
 
 
-def read_seal(prefix: str | os.PathLike[str]) -> Seal:
+def read_seal(prefix: str | os.PathLike[str]) -> ShardSeal:
     """ConfigError where the shard is not whole, or its seal damaged; OSError."""
     place, path = _place(prefix), _docs(prefix)
     try:
         if place is not None:
             with path.open("rb") as file:
                 file.seek(place.start)
-                return Seal.from_json(json.loads(file.read(len(place))))
+                return ShardSeal.from_json(json.loads(file.read(len(place))))
         if (path := _json(prefix)).exists():
-            return Seal.from_json(read_json(path, _NOT_WHOLE))
+            return ShardSeal.from_json(read_json(path, _NOT_WHOLE))
     except _FAULTS as error:
         if isinstance(error, ConfigError):
             raise
@@ -103,10 +103,10 @@ def write_sealed(
 ) -> None:
     """Write PREFIX.docs of a shard whose .bin and .idx are whole."""
     digests = {name: file_sha256(f"{os.fspath(prefix)}.{name}") for name in ("bin", "idx")}
-    write_whole(_docs(prefix), _sealed(provenance, Seal(cells, digests, {})))
+    write_whole(_docs(prefix), _sealed(provenance, ShardSeal(cells, digests, {})))
 
 
-def reseal(prefix: str | os.PathLike[str], seal: Seal) -> None:
+def reseal(prefix: str | os.PathLike[str], seal: ShardSeal) -> None:
     """Put another seal on a shard, where it has its own; the provenance stays."""
     if _place(prefix) is None:
         write_json(_json(prefix), seal.as_json())
@@ -122,7 +122,7 @@ def provenance_sha256(prefix: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _sealed(provenance: Iterable[Buffer], seal: Seal) -> Iterator[Buffer]:
+def _sealed(provenance: Iterable[Buffer], seal: ShardSeal) -> Iterator[Buffer]:
     digest = hashlib.sha256()
     for part in provenance:
         digest.update(part)
