@@ -12,15 +12,13 @@ Behind the provenance (`shards.py`) stand JSON, its length in bytes (u64, little
 of 8 bytes that no provenance holds: neither UTF-8 nor the border of a note has its first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from data_prep.cells import Cell
 from data_prep.fingerprint import file_sha256
@@ -55,7 +53,7 @@ class ShardSeal(NamedTuple):
         return about | {"sha256": self.sha256} | ({"removed": removed} if removed else {})
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ShardSeal:
+    def from_json(cls, content: dict[str, Any]) -> Self:
         """One of _FAULTS where it is none."""
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']!r:.40}; known: {VERSION}")
