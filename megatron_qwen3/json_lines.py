@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_qwen3.storage.whole import whole_file
 
@@ -22,12 +22,20 @@ def lines_to(out: Path | None, is_first: bool) -> Iterator[Callable[[Any], None]
     if not is_first:
         yield lambda _: None
     elif out is None:
-        # Bytes that are not UTF-8 are not JSON, unless its characters are written as numbers.
-        as_numbers = codecs.lookup(sys.stdout.encoding).name != "utf-8"
-        yield lambda record: print(json.dumps(record, ensure_ascii=as_numbers), flush=True)
+        yield _writer(sys.stdout)
     else:
         with whole_file(out) as file:
             target = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-            yield lambda record: print(json.dumps(record, ensure_ascii=False), file=target)
-            target.flush()
+            yield _writer(target)
             target.detach()
+
+
+def _writer(target: TextIO) -> Callable[[Any], None]:
+    # Bytes that are not UTF-8 are not JSON, unless its characters are written as numbers.
+    as_numbers = codecs.lookup(target.encoding).name != "utf-8"
+
+    def write(record: Any) -> None:
+        target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
+        target.flush()
+
+    return write

@@ -15,7 +15,6 @@ from megatron_qwen3.config import ConfigError
 
 Words = ParamSpec("Words")
 Main = Callable[Words, int]
-_AGAIN = "the same command goes on"
 
 
 def ending(goes_on: bool = False) -> Callable[[Main[Words]], Main[Words]]:
@@ -30,7 +29,7 @@ def ending(goes_on: bool = False) -> Callable[[Main[Words]], Main[Words]]:
             except (ConfigError, ChatError) as error:
                 launcher.tell(f"error: {error}")
             except OSError as error:
-                again = f"; when that is mended, {_AGAIN}" if goes_on else ""
+                again = "; when that is mended, the same command goes on" if goes_on else ""
                 launcher.tell(f"error: {error}{again}")
             return 2
 
@@ -46,5 +45,5 @@ def _stoppable(main: Main[Words], *words: Words.args, **named: Words.kwargs) -> 
         with ended_by_signals():
             return main(*words, **named)
     except KeyboardInterrupt as stop:
-        print(f"stopped; {_AGAIN}", file=sys.stderr)
+        print("stopped; the same command goes on", file=sys.stderr)
         return stop.exit_status if isinstance(stop, Stopped) else 130
