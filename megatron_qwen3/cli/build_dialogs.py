@@ -103,8 +103,7 @@ class Build(NamedTuple):
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong, or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
-    status: int = given.run(given)
-    return status
+    return int(given.run(given))
 
 
 def run(given: argparse.Namespace) -> int:

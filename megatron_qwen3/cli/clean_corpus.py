@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong with a file, name or disk,
     or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
-    status: int = given.run(given)
-    return status
+    return int(given.run(given))
     return 2
 
 

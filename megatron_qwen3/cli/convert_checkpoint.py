@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 done, 1 the models differ, 2 something is wrong with a file or name."""
     given = entry.parse(_parser(prog), arguments)
     warnings.filterwarnings("ignore", module=r"torch|megatron")
-    status: int = given.run(given)
-    return status
+    return int(given.run(given))
 
 
 class _Command(NamedTuple):

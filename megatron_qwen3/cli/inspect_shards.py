@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 all is well, 1 a shard differs from its checksums, 2 a wrong file or
     name."""
     given = _parser(prog).parse_args(arguments)
-    status: int = given.run(given)
-    return status
+    return int(given.run(given))
 
 
 def _parser(prog: str | None) -> Parser:
