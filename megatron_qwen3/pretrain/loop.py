@@ -12,7 +12,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.evaluate import evaluate
+from megatron_qwen3.pretrain.evaluate import evaluate, evaluated
 from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.training import objectives, origin, reader
 from megatron_qwen3.training.bad_batch import BadBatch
@@ -53,7 +53,8 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         objective = objectives.with_z_loss(z_loss) if z_loss else objectives.cross_entropy
         read = StepRows(mixture, run.engine.share, config.data.reset_at_documents)
         with reader.of_arrays(read, config, run.engine.device) as batches:
-            for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
+            held_out = evaluated(mixture, config)
+            for step in run.steps(partial(evaluate, run.engine.model, held_out, config)):
                 batch = batches.batch(step, then=run.next_step(step + 1))
                 tokens = history.tokens_after(step + 1, steps_of(run.left_out))
                 try:

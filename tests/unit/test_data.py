@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep import curriculum
+from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.indexed import IndexedWriter
+from data_prep.stretches import ShardFile
 from data_prep.tokenizer import train
 from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config, ConfigError
@@ -17,6 +20,7 @@ from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.pretrain.evaluate import evaluated
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
@@ -311,6 +315,28 @@ def test_held_out_text_of_another_tokenizer_is_refused_before_it_is_scored(
     with pytest.raises(ConfigError, match=rf"has {size} tokens, but .*data\.sources\.s0 has token"):
         check_inputs(config, mixture_of(data))
     check_inputs(config, mixture_of(dataclasses.replace(data, held_out=0.0)))
+
+
+def test_results_by_labels_are_of_all_sources_of_a_curriculum(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    sources = [
+        Source(
+            s.name, str(tmp_path), (ShardFile(s.name, s.tokens),), s.held_out, {"domain": s.name}
+        )
+        for s in mixture_of(data).sources
+    ]
+    shares = tuple(StageShare(source, 16 * n, 0) for n, source in enumerate(sources))
+    file = tmp_path / "curriculum.json"
+    curriculum.write(Curriculum(1, {}, 200_400, (Stage("one", 16, 4, shares),)), file)
+    by_label = Config(
+        data=DataConfig(curriculum=str(file), stage="one"), eval=EvalConfig(by=("domain",))
+    )
+    read = mixture_of(data)
+    assert evaluated(read, Config(data=by_label.data)) is read
+    every = evaluated(read, by_label)
+    assert every.names == tuple(source.name for source in sources)
+    assert every.held_out(0, 10**6) == read.held_out(0, 10**6) != []
 
 
 def test_results_by_a_label_that_nothing_has_are_refused(data: DataConfig) -> None:
