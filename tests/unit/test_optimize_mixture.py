@@ -9,62 +9,20 @@ import numpy as np
 import pytest
 
 from data_prep import curriculum
-from data_prep.tokenization.corpus import CorpusOptions, tokenize
-from data_prep.tokenization.plan import Settings
-from data_prep.tokenizer import train
 from megatron_qwen3.cli import mix_curriculum, optimize_mixture
 from megatron_qwen3.config import to_toml
 from megatron_qwen3.pages import mixture as mixture_page
 from megatron_qwen3.studies import local
 from megatron_qwen3.studies.mixture import regression
+from tests.mixtures import SIZES, corpus, study
 
-STUDY = """
-dir = "{dir}/study"
-shards = "{dir}/tokens"
-settings = [{settings}]
-tokens = 6_400
-max_epochs = 2
-sequence_length = 16
-by = ["domain", "quality"]
-min_share = 0.02
-proxies = 20
-seeds = 2
-pull = 0.0
-held_out = 0.1
-[objective.quality]
-high = 1
-low = 0
-"""
-SETTINGS = [
-    "model.preset=tiny-dense", "train.precision=fp32", "run.device=cpu", "data.sequence_length=16",
-    "train.steps=20", "train.global_batch=8",
-]  # fmt: skip
 # What a token of each cell is worth to the high held-out text, of either domain.
 WORTH = {"web/high": 3.0, "web/low": 0.2, "code/high": 4.0, "code/low": 1.0}
 
 
-def corpus(folder, sizes):
-    words = random.Random(0)
-    rows = []
-    for (domain, quality), documents in sizes.items():
-        for _ in range(documents):
-            text = " ".join(words.choices(["the", "cat", "sat", "on"], k=40))
-            score = {"low": 0.1, "high": 0.9}[quality]
-            rows.append({"text": text, "domain": domain, "quality": score, "source": "made"})
-    folder.mkdir()
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train([row["text"] for row in rows], 300, folder / "tokenizer")
-    chosen = Settings(tokenizer=str(folder / "tokenizer"))
-    tokenize([folder / "a.jsonl"], folder.parent / "tokens", chosen, CorpusOptions(workers=1))
-    return folder.parent
-
-
-SIZES = {("web", "low"): 120, ("web", "high"): 60, ("code", "low"): 60, ("code", "high"): 40}
-
-
 @pytest.fixture
 def here(tmp_path):
-    return corpus(tmp_path / "documents", SIZES)
+    return corpus(tmp_path, SIZES)
 
 
 def shares_of(config):
@@ -109,15 +67,6 @@ def written(points, title, at_once=1):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (config.run_dir / "metrics.jsonl").write_text(text)
     return []
-
-
-def study(here, *changes):
-    text = STUDY.format(dir=here, settings=", ".join(map(json.dumps, SETTINGS)))
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    (here / "study.toml").write_text(text)
-    return str(here / "study.toml")
 
 
 def optimize(capfd, *arguments):
@@ -220,9 +169,7 @@ def test_stages_have_a_mixture_each_from_the_losses_at_their_ends(here, quick, c
 
 def test_only_cells_that_changed_are_proposed_again(here, quick, no_page, capfd, tmp_path):
     old, _ = optimize(capfd, study(here))
-    second = tmp_path / "second"
-    second.mkdir()
-    corpus(second / "documents", SIZES | {("code", "high"): 60})
+    second = corpus(tmp_path / "second", SIZES | {("code", "high"): 60})
     reuse = ("max_epochs", f'reuse = "{here}/study/mixture.json"\nmax_epochs')
     content, err = optimize(capfd, study(second, reuse, ("proxies = 20", "proxies = 0")))
     assert "3 cells of before keep their ratios: code/low, web/high, web/low" in err

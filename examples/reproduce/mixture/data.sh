@@ -8,5 +8,5 @@ data=${1:-runs/reproduce/mixture/data}
 
 [ -f "$data/tokens/inventory.parquet" ] && exit 0
 python examples/reproduce/mixture/texts.py --out "$data/documents"
-python tools/train_tokenizer.py "$data/documents" --out "$data/tokenizer" --vocab-size 512
+python tools/train_tokenizer.py "$data/documents" --out "$data/tokenizer" --vocab-size 640
 python tools/tokenize_corpus.py "$data/documents" --out "$data/tokens" --tokenizer "$data/tokenizer"

@@ -27,7 +27,7 @@ SIZES = {
 }
 NOISE = {"low": 1.0, "medium": 0.35, "high": 0.0}  # words by chance
 SCORE = {"low": 0.1, "medium": 0.5, "high": 0.9}  # as a classifier would have it
-THINGS, DEEDS = 48, 24  # of a domain
+THINGS, DEEDS = 24, 12  # of a domain
 SENTENCES = 20
 
 
