@@ -12,6 +12,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from data_prep import curriculum, fingerprint
+from data_prep.curriculum import Source
 from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.data import Mixture
@@ -190,6 +191,12 @@ def mixture_of(found: Mixture) -> Mixture:
     return Mixture(found.part)
 
 
+def within(folder: Path, source: Source) -> Source:
+    """The source by shards of a folder, as a curriculum has them."""
+    shards = tuple(shard._replace(path=Path(shard.path).name) for shard in source.shards)
+    return replace(source, folder=str(folder), shards=shards)
+
+
 def test_curricula_and_records_keep_that_text_is_packed_and_are_then_of_version_3(
     tmp_path: Path,
 ) -> None:
@@ -203,7 +210,7 @@ def test_curricula_and_records_keep_that_text_is_packed_and_are_then_of_version_
         assert json.loads((tmp_path / "data.json").read_text())["version"] == version
         again = RunRecord.read(tmp_path)
         assert again is not None and again.sources().popitem()[1] == found.sources[0]
-        source = replace(found.sources[0], folder=str(tmp_path))
+        source = within(tmp_path, found.sources[0])
         stage = curriculum.Stage("s", L, 4, (curriculum.StageShare(source, 10 * L, 0),))
         plan = curriculum.Curriculum(3, {}, 2_000, (stage,))
         curriculum.write(plan, tmp_path / "c.json")
@@ -218,7 +225,7 @@ def test_a_run_of_a_curriculum_whose_sequences_would_cut_rows_is_refused(tmp_pat
     from megatron_qwen3.pretrain import record
 
     write(tmp_path / "a", [30, 9, 5, 4] * 20)
-    source = replace(mixture(tmp_path, ["a"]).sources[0], folder=str(tmp_path))
+    source = within(tmp_path, mixture(tmp_path, ["a"]).sources[0])
     stage = curriculum.Stage("s", L, 4, (curriculum.StageShare(source, 10 * L, 0),))
     curriculum.write(curriculum.Curriculum(3, {}, 2_000, (stage,)), tmp_path / "c.json")
 
