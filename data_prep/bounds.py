@@ -88,7 +88,7 @@ class QualityBounds:
         if "" in self.prose.placeholders:
             yield "quality.prose.placeholders has an empty phrase, which every text has"
         scripts = {language.script for language in LANGUAGES.values()}
-        known = [one.name for one in fields(ProseBounds) if one.type == "float"]
+        known = [one.name for one in fields(ProseBounds) if one.type is float]
         for language, others in self.by_language.items():
             where = f"quality.by_language.{language}"
             if language not in LANGUAGES and language not in scripts:
