@@ -15,6 +15,7 @@ answered at once, with flags, in dialogs of several turns.
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +28,8 @@ from megatron_qwen3.posttrain.generators import Answer
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
 # Turns with several flags, and turns whose flag stands in an earlier one, are many: a small model
 # obeys a flag that it has before it at once, and looks for one further back only if it has to.
-FLAGS = FlagSettings(flagged_thinking=0.35, joined=0.8, several_flags=0.5, system_flags=0.25)
+FLAGS = FlagSettings(flagged_thinking=0.15, joined=0.9, several_flags=0.5, system_flags=0.25)
+VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
 OF_TURN = ("", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")
@@ -78,7 +80,8 @@ def fuse(thought: Path, seed: int) -> Iterator[dict[str, Any]]:
     rows = [json.loads(line) for line in thought.open()]
     samples = [_thinking(row, number) for number, row in enumerate(rows)]
     samples += [_at_once(_drawn(random), number) for number in range(len(rows))]
-    yield from fused(samples, FLAGS)
+    for version in range(VERSIONS):
+        yield from fused(samples, replace(FLAGS, seed=version))
 
 
 def _thinking(row: dict[str, Any], number: int) -> Answered:

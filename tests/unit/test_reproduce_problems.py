@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from examples.reproduce import corpus, problems
-from examples.reproduce.dialogs import cold_start, fuse, task
+from examples.reproduce.dialogs import VERSIONS, cold_start, fuse, task
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.posttrain.verifiers import verdict
 
@@ -87,4 +87,4 @@ def test_fused_dialogs_think_where_the_last_flag_says_so(tmp_path):
             if message["role"] == "assistant":
                 turns += 1
                 assert thinks(dialog["messages"][:place]) == bool(message["reasoning_content"])
-    assert turns == 80 and len(dialogs) < 80
+    assert turns == 80 * VERSIONS and len(dialogs) < turns
