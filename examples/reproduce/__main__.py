@@ -20,6 +20,7 @@ from examples.reproduce.parts import SIZES, parts
 from examples.reproduce.running import Part, done, run
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import pictures
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = _asked(parts(SIZES[given.size], out, seeds), given.parts)
         out.mkdir(parents=True, exist_ok=True)
         with owned(out, "reproduce.lock"):
-            failed = run(asked, out, given.at_once, lambda line: print(line, flush=True))
+            failed = run(asked, out, given.at_once, lambda line: print(shown(line), flush=True))
             notes = {part.name: note for part in asked if (note := done(out, part))}
             tell(out, list(seeds), notes, given.size)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 2
-    print(f"{out}/report.html")
+    print(shown(f"{out}/report.html"))
     return 1 if failed else 0
 
 

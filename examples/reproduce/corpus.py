@@ -1,6 +1,6 @@
 """Writes the documents that the base models are pretrained on: facts, and worked problems.
 
-    python examples/reproduce/corpus.py --out runs/reproduce/documents
+    python -m examples.reproduce.corpus --out runs/reproduce/documents
 
 Two files of JSON lines, whose labels name their source:
 
@@ -16,10 +16,12 @@ No document has a chat's form, a flag or a budget: those come with post-training
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from random import Random
 
 from examples.reproduce import problems
+from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.7, 0.2, 0.1)  # lines of one, two and three steps in worked documents
 MOST_REMARKS = 8  # words: a chat has as many tokens between question and steps
@@ -89,11 +91,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of documents (1)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    files: dict[str, object] = {}
-    for source, line in documents(given.seed, given.scale):
-        if source not in files:
-            files[source] = (given.out / f"{source}.jsonl").open("w")
-        print(json.dumps(line, ensure_ascii=False), file=files[source])
+    made = documents(given.seed, given.scale)
+    for source, lines in groupby(made, lambda document: document[0]):
+        content = (json.dumps(line, ensure_ascii=False).encode() + b"\n" for _, line in lines)
+        write_whole(given.out / f"{source}.jsonl", content)
 
 
 if __name__ == "__main__":

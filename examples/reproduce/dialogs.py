@@ -1,9 +1,9 @@
 """Writes what post-training begins with: worked dialogs, tasks with verifiers, and fused dialogs.
 
-    python examples/reproduce/dialogs.py cold-start --count 3000 --out worked.jsonl
-    python examples/reproduce/dialogs.py tasks --count 4000 --out tasks.jsonl
-    python examples/reproduce/dialogs.py flagged --count 4000 --out flagged.jsonl
-    python examples/reproduce/dialogs.py fuse thought/dialogs.jsonl --out fused.jsonl
+    python -m examples.reproduce.dialogs cold-start --count 3000 --out worked.jsonl
+    python -m examples.reproduce.dialogs tasks --count 4000 --out tasks.jsonl
+    python -m examples.reproduce.dialogs flagged --count 4000 --out flagged.jsonl
+    python -m examples.reproduce.dialogs fuse thought/dialogs.jsonl --out fused.jsonl
 
 `cold-start`: questions with thinking that merges steps now and then, and right answers: a few
 hundred steps of them give the form and leave reinforcement learning room. `tasks`: questions and
@@ -24,6 +24,7 @@ from examples.reproduce import problems
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
 # Turns with several flags, and turns whose flag stands in an earlier one, are many: a small model
@@ -31,7 +32,7 @@ MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of
 FLAGS = FlagSettings(flagged_thinking=0.15, joined=0.9, several_flags=0.5, system_flags=0.25)
 VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
-OF_TURN = ("", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
+OF_TURN = ("", "", "", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")
 
 
@@ -127,7 +128,8 @@ def main() -> None:
         else (makes[given.what](random, given.fewest) for _ in range(given.count))
     )
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+    lines = (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made)
+    write_whole(given.out, lines)
 
 
 if __name__ == "__main__":

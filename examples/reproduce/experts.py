@@ -1,6 +1,6 @@
 """Which experts read which domain: counts of a sparse model's routers over texts of each.
 
-    python examples/reproduce/experts.py runs/reproduce/seed_1/balance/last_step \\
+    python -m examples.reproduce.experts runs/reproduce/seed_1/balance/last_step \\
         --texts runs/reproduce/data/texts/documents/*.jsonl --out experts.json
 
 OUT has, by layer and domain, each expert's share of the choices, and the mutual information of

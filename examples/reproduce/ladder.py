@@ -1,9 +1,9 @@
 """Writes the ladder of a seed: three sizes from which laws of rate and batch are fitted, the sweep
 of a fourth that is left out of them, or one run of it by the laws.
 
-    python examples/reproduce/ladder.py --texts texts --sizes xs s m --dir a --out a.toml
-    python examples/reproduce/ladder.py --texts texts --sizes l --dir b --out b.toml
-    python examples/reproduce/ladder.py --texts texts --sizes l --by tuned.toml --dir c --out c.toml
+    python -m examples.reproduce.ladder --texts texts --sizes xs s m --dir a --out a.toml
+    python -m examples.reproduce.ladder --texts texts --sizes l --dir b --out b.toml
+    python -m examples.reproduce.ladder --texts texts --sizes l --by tuned.toml --dir c --out c.toml
 """
 
 import argparse

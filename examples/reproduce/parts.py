@@ -94,8 +94,8 @@ def parts(size: Size, root: Path, seeds: Sequence[int]) -> list[Part]:
 
 def _data(plan: Plan) -> Iterator[Part]:
     data, size = plan.data, plan.size
-    make = ("python", f"{HERE}/corpus.py", "--out", f"{data}/documents")
-    ask = ("python", f"{HERE}/dialogs.py")
+    make = ("python", "-m", "examples.reproduce.corpus", "--out", f"{data}/documents")
+    ask = ("python", "-m", "examples.reproduce.dialogs")
     tasks, queries = str(size.tasks(4000)), str(size.tasks(1500))
     yield Part(
         "words",
@@ -215,7 +215,7 @@ def _teacher(plan: Plan) -> Iterator[Part]:
         ("reasoning",),
         5,
         _answers(plan, f"{mine}/teacher/post_2_reasoning_rl", f"{mine}/thought"),
-        ("python", f"{HERE}/dialogs.py", "fuse", f"{mine}/thought/dialogs.jsonl")
+        ("python", "-m", "examples.reproduce.dialogs", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         _dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
         plan.train("teacher", "post_3_fusion", 300, fused),
@@ -279,7 +279,7 @@ def _until(plan: Plan, given: str) -> Command:
     words = plan.train("student", "distill_1_off_policy", 12, given, "optim.warmup_steps=4")[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
     limits = ("--least", "0.15", *(("--first", "3", "--most", "4") if few else ()))
-    return ("python", f"{HERE}/until.py", *limits, *asked, *words)
+    return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)
 
 
 def _answers(plan: Plan, model: str, out: str) -> Command:
@@ -287,7 +287,7 @@ def _answers(plan: Plan, model: str, out: str) -> Command:
     of three steps has none: at that size they are made as the cold start's are."""
     if plan.size.name == "smoke":
         made = ("--count", "100", "--seed", "9", "--out", f"{out}/dialogs.jsonl")
-        return ("python", f"{HERE}/dialogs.py", "cold-start", *made)
+        return ("python", "-m", "examples.reproduce.dialogs", "cold-start", *made)
     return (
         *("mq3", "data", "build", "distill", "--queries", f"{plan.data}/queries.jsonl"),
         *("--generator", model, "--out", out, "--modes", "thinking", "--samples", "1"),
@@ -329,7 +329,7 @@ def _balance(plan: Plan) -> Part:
         commands.append(_texts(plan, "domains", "balance", name, 600, *more))
         out = ("--texts", *domains, "--out", f"{plan.mine}/balance/{name}.json")
         run = f"{plan.mine}/balance/{name}"
-        commands.append(("python", f"{HERE}/experts.py", run, *out))
+        commands.append(("python", "-m", "examples.reproduce.experts", run, *out))
     return plan.part("balance", "balance of experts", ("texts",), 8, *commands)
 
 
@@ -372,7 +372,15 @@ def _mixture(plan: Plan) -> Part:
         *(f'dir="{plan.mine}/mixture"', f'shards="{data}/tokens"', f"seed={plan.seed}"),
         *(f"proxies={max(12, plan.size.steps(40))}", "at_once=1"),
     )
-    place = ("python", f"{HERE}/placed.py", f"{HERE}/mixture/study.toml", *pairs, "--out", file)
+    place = (
+        "python",
+        "-m",
+        "examples.reproduce.placed",
+        f"{HERE}/mixture/study.toml",
+        *pairs,
+        "--out",
+        file,
+    )
     optimize = ("mq3", "data", "optimize", file)
     return plan.part("mixture", "mixtures by instances", ("mixed",), 9, place, optimize)
 
@@ -387,7 +395,7 @@ def _ladder(plan: Plan) -> Part:
         file = f"{plan.mine}/{name}.toml"
         out = ("--dir", f"{plan.mine}/{name}", "--out", file)
         swept = ("--sizes", *sizes, "--batches", *batches)
-        commands.append(("python", f"{HERE}/ladder.py", *texts, *swept, *out))
+        commands.append(("python", "-m", "examples.reproduce.ladder", *texts, *swept, *out))
         commands.append(("mq3", "study", "laws", "run", file))
     model = f"{HERE}/models/left_out.toml"
     predicted = ("--model", model, "--tokens", tokens, "--sequence-length", "128")
@@ -395,7 +403,7 @@ def _ladder(plan: Plan) -> Part:
     fit = ("mq3", "study", "laws", "fit", f"{plan.mine}/ladder", *predicted, "--overlay", overlay)
     file = f"{plan.mine}/by_laws.toml"
     by = ("--by", overlay, "--dir", f"{plan.mine}/by_laws", "--out", file)
-    once = ("python", f"{HERE}/ladder.py", *texts, "--sizes", "l", *by)
+    once = ("python", "-m", "examples.reproduce.ladder", *texts, "--sizes", "l", *by)
     tuned = ("mq3", "study", "laws", "run", file)
     title = "laws of rate and batch"
     return plan.part("ladder", title, ("texts",), 16, *commands, fit, once, tuned)

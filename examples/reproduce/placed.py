@@ -1,6 +1,6 @@
 """Copies a study's file with other values for some of its keys: where it lies, its seed, its size.
 
-python examples/reproduce/placed.py study.toml --out here.toml 'dir="runs/here"' seed=2
+python -m examples.reproduce.placed study.toml --out here.toml 'dir="runs/here"' seed=2
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains a run on, a few steps at a time, until it gets a share of problems right.
 
-    python examples/reproduce/until.py --least 0.15 --tasks held_out.jsonl --out evaluations \\
+    python -m examples.reproduce.until --least 0.15 --tasks held_out.jsonl --out evaluations \\
         stages/distill_1_off_policy.toml models/student.toml run.dir=runs/reproduce/student
 
 Supervised training of small models leaps: within twenty steps from nothing right to most. So where
@@ -27,7 +27,7 @@ def until(given: argparse.Namespace) -> float:
         subprocess.run([*PROGRAM, "train", *given.arguments, f"train.steps={steps}"], check=True)
         out = given.out / f"step_{steps}"
         right = _right(Path(run), given.tasks, out)
-        print(f"step {steps}: {right:.1%} right", flush=True)
+        print(f"step {steps:,}: {right:.1%} right", flush=True)
         if right >= given.least:
             break
     return right

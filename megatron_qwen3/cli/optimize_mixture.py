@@ -80,7 +80,7 @@ def _run(given: argparse.Namespace) -> int:
     tried = finding.TriedMixtures.read(corpus, parts, shares_NP, points)
     if tried is None or (given.submit and not all(point.is_done for point in points)):
         done = sum(point.is_done for point in points)
-        print(f"{done} of {len(points)} proxies are done; call this again later", file=sys.stderr)
+        print(f"{done:,} of {len(points)} proxies are done; call this again later", file=sys.stderr)
         return 1 if failed else 0
     found = finding.find(corpus, parts, tried)
     checks = finding.runs(corpus, found, (shares_NP[0] @ parts.cells_PC, points[0]))

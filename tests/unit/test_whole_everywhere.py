@@ -24,6 +24,7 @@ OTHERWISE = {
     "megatron_qwen3/convert/hf_writer.py": _NAMELESS,
     "megatron_qwen3/convert/hf_config.py": _NAMELESS,
     "megatron_qwen3/posttrain/rollouts/record.py": "what it renames is on its way out",
+    "examples/reproduce/running.py": "a log grows, for people",
     "megatron_qwen3/training/metrics.py": "a log grows line by line, and its reader knows",
     "megatron_qwen3/training/row_file.py": "a log grows line by line, and its reader knows",
     "megatron_qwen3/training/hang.py": "the last words of a rank",

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # also from a checkout that is not installed
 
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
 # Documents by domain and quality; a document has about a hundred tokens.
@@ -88,7 +89,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row).encode() + b"\n" for row in documents()]
     write_whole(out / "made.jsonl", lines)
-    print(f"wrote {len(lines):,} documents to {out}")
+    print(shown(f"wrote {len(lines):,} documents to {out}"))
 
 
 if __name__ == "__main__":
