@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep import curriculum
+from data_prep.inventory import read_inventory
 from megatron_qwen3.cli import mix_curriculum, optimize_mixture
 from megatron_qwen3.config import to_toml
 from megatron_qwen3.pages import mixture as mixture_page
@@ -205,6 +206,35 @@ def test_a_wrong_study_is_one_line(here, quick, capfd, change, complaint):
     assert complaint in err
     assert err.splitlines()[-1].startswith("error: ")
     assert not (Path(here) / "study" / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("high = 1", "hgh = 1"), "objective.quality.hgh: no text has this quality"),
+        (("high = 1", "high = 0"), "all targets have the weight 0, by objective.quality"),
+        (
+            ("max_epochs", f"stages = {json.dumps([f's{n}' for n in range(21)])}\nmax_epochs"),
+            "20 steps of a proxy are fewer than the 21 stages",
+        ),
+    ],
+)
+def test_no_proxy_is_trained_for_a_study_that_could_not_be_evaluated(
+    here, monkeypatch, capfd, change, complaint
+):
+    monkeypatch.setattr(local, "run_all", lambda *_, **__: pytest.fail("a proxy was trained"))
+    assert optimize_mixture.main([study(here, change)]) == 2
+    assert complaint in capfd.readouterr().err
+
+
+def test_a_weight_of_a_label_with_one_value_changes_nothing(here, no_page, quick, capfd):
+    by = ('"quality"]', '"quality", "length"]')
+    (length,) = {
+        value for c in read_inventory(here / "tokens").columns() for value in c.words["length"][0]
+    }
+    weights = ("low = 0", f'low = 0\n[objective.length]\n"{length}" = 2')
+    content, _ = optimize(capfd, study(here, by, weights))
+    assert {row["weight"] for row in content["targets"]} == {0.0, 0.5}
 
 
 def test_labels_that_tell_nothing_apart_are_refused(here, quick, capfd):

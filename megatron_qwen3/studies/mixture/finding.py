@@ -27,7 +27,6 @@ from megatron_qwen3.studies.mixture import optimum
 from megatron_qwen3.studies.mixture.regression import BOOSTING, Fit, choose
 from megatron_qwen3.studies.mixture.study import MixtureCorpus
 from megatron_qwen3.studies.mixture.swarm import Parts, candidates, capped
-from megatron_qwen3.toml import did_you_mean
 from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
@@ -199,11 +198,6 @@ def _labels_of_targets(corpus: MixtureCorpus) -> dict[str, dict[str, str]]:
 def _weights(corpus: MixtureCorpus, targets: Sequence[str]) -> Array:
     """Of targets in the objective, adding up to 1."""
     objective, labels = corpus.study.objective, _labels_of_targets(corpus)
-    for label, values in objective.items():
-        known = {row[label] for row in labels.values() if label in row}
-        if missing := [value for value in values if value not in known]:
-            guess = did_you_mean(missing[0], known) or f"; there are: {', '.join(sorted(known))}"
-            raise ConfigError(f"objective.{label}.{missing[0]}: no text has this {label}{guess}")
     rows = [[objective.get(n, {}).get(v, 1.0) for n, v in labels[name].items()] for name in targets]
     weights_T = np.array([math.prod(row) for row in rows])
     if not weights_T.sum():

@@ -128,6 +128,19 @@ def _check_numbers(study: Study) -> None:
         raise ConfigError("objective: weights are numbers of at least 0")
 
 
+def _check_objective(
+    objective: Mapping[str, Mapping[str, float]], present: Mapping[str, set[str]]
+) -> None:
+    """ConfigError where a weight is of text that the shards lack, or no text has one above 0."""
+    for label, weights in objective.items():
+        known = present[label]
+        if missing := [value for value in weights if value not in known]:
+            guess = did_you_mean(missing[0], known) or f"; there are: {', '.join(sorted(known))}"
+            raise ConfigError(f"objective.{label}.{missing[0]}: no text has this {label}{guess}")
+        if not any(weights.get(value, 1.0) for value in known):
+            raise ConfigError(f"objective: all targets have the weight 0, by objective.{label}")
+
+
 @dataclass(frozen=True)
 class MixtureCorpus:
     """The cells of a study's shards, and the part that proxies read.
@@ -152,12 +165,18 @@ class MixtureCorpus:
             for label, values in present.items():
                 values.update(columns.words[label][0])
         by = tuple(label for label in study.by if len(present[label]) > 1)
+        _check_objective(study.objective, present)
         found = cells(inventory, by, study.min_share) if by else []
         if not found:
             raise ConfigError(f"by = {', '.join(study.by)}: the shards have one value of each")
         shards = paths(inventory)
         marks = fingerprint.marks([str(inventory.folder / path) for path in shards])
         proxy = configure([*study.settings, *_of_every_run(study)])
+        if proxy.steps < len(study.stages):
+            raise ConfigError(
+                f"settings: {proxy.steps} steps of a proxy are fewer than the "
+                f"{len(study.stages)} stages, each of which ends with an evaluation"
+            )
         known = dict(zip(shards, marks, strict=True))
         corpus = cls(study, inventory, by, tuple(found), known, proxy)
         # Without cells of which there is too little to train on.
