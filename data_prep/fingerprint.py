@@ -34,7 +34,7 @@ def mark(prefix: str | os.PathLike[str]) -> str:
     if found != removed.mark:
         raise ConfigError(
             f"{prefix}.bin was changed after documents were removed from it: if the removal was "
-            "interrupted, `inspect_shards.py remove` ends it; else give back the file"
+            "interrupted, `mq3 data inspect remove` ends it; else give back the file"
         )
     return removed.first_mark
 

@@ -61,7 +61,9 @@ class ShardSeal(NamedTuple):
         if wrong := [name for name, value in digests.items() if not isinstance(value, str)]:
             raise ValueError(f"the sha256 of {wrong[0]} is no text")
         removed = {_number(row): row for row in content.get("removed", [])}
-        return cls(tuple(map(Cell.from_json, content.get("cells", [content]))), digests, removed)
+        if not (rows := content.get("cells", [content])):
+            raise ValueError("it has no cells")
+        return cls(tuple(map(Cell.from_json, rows)), digests, removed)
 
 
 def is_sealed(prefix: str | os.PathLike[str]) -> bool:

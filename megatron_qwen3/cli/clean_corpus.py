@@ -50,7 +50,6 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
     return int(given.run(given))
-    return 2
 
 
 def _parser(prog: str | None) -> Parser:

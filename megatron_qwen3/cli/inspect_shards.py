@@ -14,7 +14,7 @@ checksums.
     mq3 data inspect find data/tokens https://example.org/page --field url
     mq3 data inspect remove data/tokens https://example.org/page --field url \\
         --reason "asked for by the author" --runs runs
-    python tools/inspect_shards.py remove data/tokens --values urls.txt --field url \\
+    mq3 data inspect remove data/tokens --values urls.txt --field url \\
         --reason "request 12" --dry-run --json
 
 find reads the provenance of all shards. remove writes end-of-text over the documents that it finds:

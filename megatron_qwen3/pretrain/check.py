@@ -5,6 +5,8 @@ import os
 from data_prep import curriculum
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.pretrain.evaluated import evaluated
+from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.files import check as check_files
 from megatron_qwen3.training import tokenizer_check
 
@@ -21,7 +23,14 @@ def check_inputs(config: Config, mixture: Mixture) -> None:
     mixture.check_vocabulary(vocab_size, scan_bytes=0)  # a curriculum's content is known
     _check_curriculum(config)
     if os.environ.get("RANK", "0") == "0":  # tens of thousands of files, checked once
-        check_files(mixture.files)
+        check_files([*mixture.files, *_idle(config, mixture)])
+
+
+def _idle(config: Config, mixture: Mixture) -> list[SourceFiles]:
+    """Files of sources that the stage reads nothing of, but eval.by has results of."""
+    trained = set(mixture.names)
+    of_results = evaluated(mixture, config).files
+    return [files for files in of_results if files.source.name not in trained]
 
 
 def _check_labels(config: Config, mixture: Mixture) -> None:

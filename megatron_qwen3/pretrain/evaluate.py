@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import curriculum
 from data_prep.curriculum import Source
 from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.pretrain.data import Mixture, SamplePlace, SampleRows
-from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
@@ -34,16 +32,6 @@ from megatron_qwen3.training.run import EvaluationFailed
 
 _GROUPED_FROM = 24  # sources
 _GROUPS = ("domain", "language")
-
-
-def evaluated(mixture: Mixture, config: Config) -> Mixture:
-    """What results are of: `mixture`, or with eval.by also what its stage reads nothing of."""
-    if not config.eval.by:
-        return mixture
-    stage = curriculum.read(config.data.curriculum).stage(config.data.stage, config.data.curriculum)
-    feeds = tuple(Feed(share.source, 1, Start(0)) for share in stage.shares)
-    part = mixture.part
-    return Mixture(RunPart(0, part.global_batch, part.sequence_length, None, feeds))
 
 
 def evaluate(

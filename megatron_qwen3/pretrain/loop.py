@@ -12,7 +12,8 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.evaluate import evaluate, evaluated
+from megatron_qwen3.pretrain.evaluate import evaluate
+from megatron_qwen3.pretrain.evaluated import evaluated
 from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.training import objectives, origin, reader
 from megatron_qwen3.training.bad_batch import BadBatch

@@ -19,7 +19,14 @@ from megatron_qwen3.pretrain import record, stream
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import RunRecord
-from megatron_qwen3.settings import DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig
+from megatron_qwen3.settings import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
 TOKENS = (1_500, 700, 260)
 
@@ -404,6 +411,25 @@ def test_a_shard_missing_or_cut_short_is_named_before_the_first_step(
             check_inputs(planned, mixture)
     finally:
         path.write_bytes(whole)
+
+
+def test_a_shard_that_only_results_are_of_is_named_before_the_first_step(
+    planned: Config, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "idle.json"
+    curriculum.write(plan(folder, {0: 50, 1: 0, 2: 10}), file)
+    planned = with_data(planned, curriculum=str(file))
+    mixture = Mixture(record.prepare(planned, 0).parts[-1])
+    assert "s1" not in mixture.names
+    path = folder / "s1" / "1.bin"
+    path.rename(tmp_path / "away.bin")
+    try:
+        check_inputs(planned, mixture)
+        by = dataclasses.replace(planned, eval=EvalConfig(by=("domain",)))
+        with pytest.raises(ConfigError, match=r"source s1: .*1.bin: No such file"):
+            check_inputs(by, mixture)
+    finally:
+        (tmp_path / "away.bin").rename(path)
 
 
 def test_a_curriculum_of_another_tokenizer_or_a_larger_vocabulary_is_refused(

@@ -132,6 +132,7 @@ def test_any_byte_of_provenance_or_seal_that_is_another_is_found(tmp_path: Path)
         ({"removed": [7]}, "seal of the shard is damaged"),
         ({"removed": [{"document": "1", "date": "", "reason": ""}]}, "is no document that was"),
         ({"version": 2}, "version 2; known: 1"),
+        ({"cells": []}, "damaged .it has no cells"),
     ],
 )
 @pytest.mark.parametrize("is_old", [False, True])
