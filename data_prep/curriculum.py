@@ -35,6 +35,7 @@ from data_prep.stretches import (
     remove_others,
 )
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.inside import fault_of
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
 
@@ -290,7 +291,7 @@ def _read(path: Path, *identity: int) -> Curriculum:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is not a curriculum: {error!r}") from None
+        raise ConfigError(f"{path} is not a curriculum: {fault_of(error)}") from None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

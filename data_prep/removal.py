@@ -35,6 +35,7 @@ from data_prep.removed import Removed
 from data_prep.seal import read_seal, reseal
 from data_prep.stretches import leaves
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.inside import fault_of
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import sync, write_whole
 
@@ -106,8 +107,8 @@ class Removal:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
-                f"{path} is no list of documents to remove ({error!r}); remove the file, and the "
-                "documents again"
+                f"{path} is no list of documents to remove ({fault_of(error)}); remove the file, "
+                "and the documents again"
             ) from None
         try:
             self._check(asked.documents)

@@ -145,9 +145,8 @@ def finish(job: TokenizeJob) -> TokenizeReport | None:
         problems.update(mark["problems"])
         lines, count = lines + mark["lines"], count + len(mark["shards"])
     if not count:
-        raise ConfigError(
-            f"no document among {lines:,} lines: {dict(problems)}{_first_problem(job)}"
-        )
+        why = ", ".join(f"{kind} {n:,}" for kind, n in problems.items()) or "the inputs are empty"
+        raise ConfigError(f"no document among {lines:,} lines: {why}{_first_problem(job)}")
     names = tuple(file.name for file in job.plan.inputs)
     cells: Iterable[Cell]
     cells = (Cell.from_json(row) for mark in _group_marks(job) for row in mark["shards"])

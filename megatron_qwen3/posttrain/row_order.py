@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.settings import ConfigError
-from megatron_qwen3.storage.inside import parse_json, read_small
+from megatron_qwen3.storage.inside import fault_of, parse_json, read_small
 from megatron_qwen3.storage.whole import write_whole
 
 FILE_NAME = "rows.json"
@@ -43,7 +43,9 @@ def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
     except (OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} does not say how rows are made: {error!r}; {way_out}") from None
+        raise ConfigError(
+            f"{path} does not say how rows are made: {fault_of(error)}; {way_out}"
+        ) from None
     if changed:
         name = changed[0]
         then, now = before[name], facts[name]

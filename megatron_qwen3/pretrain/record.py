@@ -27,7 +27,7 @@ from megatron_qwen3.pretrain import known
 from megatron_qwen3.pretrain.order import Interleave, apportion
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor, Reading, Stream
-from megatron_qwen3.storage.inside import parse_json
+from megatron_qwen3.storage.inside import fault_of, parse_json
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
@@ -182,7 +182,9 @@ class RunRecord:
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is not a record of a run's data: {error!r}") from None
+            raise ConfigError(
+                f"{path} is not a record of a run's data: {fault_of(error)}"
+            ) from None
 
 
 class ReadBefore(NamedTuple):

@@ -90,3 +90,13 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError(_DEEPEST_JSON) from None
+
+
+def fault_of(error: Exception) -> str:
+    """What is wrong with a file's content, in the words of people: the exception that came of
+    reading it, without its name and quotes."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON: {error}"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error)

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.storage import manifest
-from megatron_qwen3.storage.inside import check_links, inside, parse_json, read_small
+from megatron_qwen3.storage.inside import check_links, fault_of, inside, parse_json, read_small
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 DEEP = 200_000
@@ -174,3 +174,17 @@ def test_updates_of_endless_gaps_are_counted_at_once():
     gaps = (LeftOut(2, 3, ""), LeftOut(3, 5, ""), LeftOut(9, 10**15, ""), LeftOut(50, 60, ""))
     assert Progress(100, gaps).updates == 2 + 3
     assert Progress(4, gaps).updates == 2 and Progress(0, gaps).updates == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "it is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("{}", "it lacks 'version'"),
+        ("[]", "list indices must be integers or slices, not str"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_without_the_name_of_an_exception(content, said):
+    with pytest.raises((ValueError, LookupError, TypeError)) as caught:
+        parse_json(content)["version"]
+    assert fault_of(caught.value) == said

@@ -253,6 +253,9 @@ def test_two_sources_of_one_name_in_a_curriculum_are_refused(data: Path, tmp_pat
     file.write_text(file.read_text().replace(' "code": {"labels"', ' "web": {"labels"'))
     with pytest.raises(ConfigError, match="curriculum.json is not a curriculum: .*'web' stands"):
         curriculum.read(file)
+    file.write_text("")
+    with pytest.raises(ConfigError, match="json is not a curriculum: it is no JSON: Expecting"):
+        curriculum.read(file)
 
 
 # ---- marks -------------------------------------------------------------------------------------

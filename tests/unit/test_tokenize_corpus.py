@@ -393,6 +393,12 @@ def test_a_full_disk_stops_the_run_with_the_way_out_and_the_next_run_goes_on(
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+def test_empty_inputs_are_called_empty(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(ConfigError, match="no document among 0 lines: the inputs are empty"):
+        tokenize([tmp_path / "a.jsonl"], tmp_path / "out", settings(tokenizer), ONE)
+
+
 def test_inputs_without_one_good_document_are_an_error(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
     with pytest.raises(ConfigError, match="no document among 3 lines: .*missing or wrong field"):

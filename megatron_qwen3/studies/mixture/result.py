@@ -21,6 +21,7 @@ from data_prep.mixing.plan import plan
 from data_prep.mixing.recipe import CellShare, Recipe
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.storage.inside import fault_of
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.studies.local import Point
 from megatron_qwen3.studies.mixture.finding import (
@@ -56,7 +57,7 @@ def parts_of(corpus: MixtureCorpus) -> tuple[Parts, list[str]]:
         shares_C = np.array([float(row["share"]) if row else 0.0 for row in rows])
         labels = tuple(old["by"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is no mixture: {error!r}") from None
+        raise ConfigError(f"{path} is no mixture: {fault_of(error)}") from None
     if labels != corpus.by:
         raise ConfigError(f"reuse: {path} has cells by {labels}, this study by {corpus.by}")
     here = [tuple(getattr(cell, name) for name in _COUNTS) for cell in cells]
