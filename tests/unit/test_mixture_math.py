@@ -1,6 +1,7 @@
 """Mixtures by small runs: cells, swarms, laws and optima, against scipy, scikit-learn and sums."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data_prep.cells import Cell as ShardCell
 from data_prep.inventory import Inventory
 from data_prep.labels import Labels
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.studies.mixture import finding
 from megatron_qwen3.studies.mixture.cells import cells
 from megatron_qwen3.studies.mixture.optimum import divergence, lowest
 from megatron_qwen3.studies.mixture.regression import (
@@ -294,3 +296,21 @@ def test_a_mixture_above_its_caps_is_brought_under_them():
         [0.5, 0.25, 0.25]
     )
     assert capped(np.array([1.0, 0, 0]), np.array([0.5, 0.5, 0.2])).sum() == pytest.approx(1)
+
+
+def test_a_coarse_mixture_that_the_caps_leave_no_room_for_is_left_out():
+    """Its groups keep their natural ratios, so that the cap of one cell is that of its group."""
+    _, _, shares_NP, loss_NT = synthetic(targets=2)
+    labels = [{"domain": (d,), "quality": (q,)} for d in ("web", "code") for q in ("high", "low")]
+    corpus = SimpleNamespace(
+        natural_C=np.array([0.1, 0.3, 0.3, 0.3]),
+        most_C=np.array([0.02, 0.4, 0.4, 0.4]),
+        cells=[SimpleNamespace(labels=row) for row in labels],
+        coarse=("domain",),
+        study=SimpleNamespace(seed=0, temperature=2.0, pull=0.01),
+    )
+    tried = finding.TriedMixtures(("a", "b"), np.array([0.5, 0.5]), shares_NP, loss_NT[None])
+    found = finding.find(corpus, Parts.of_cells(4), tried)
+    assert set(found.mixtures) == {finding.CELLS, finding.NATURAL}
+    for shares_C in found.mixtures.values():
+        assert (shares_C <= corpus.most_C + 1e-9).all()

@@ -96,7 +96,10 @@ class CheckedMixture:
 
 
 def find(corpus: MixtureCorpus, parts: Parts, tried: TriedMixtures) -> BestMixtures:
-    """The mixtures with the lowest objective of those within the caps."""
+    """The mixtures with the lowest objective of those within the caps.
+
+    Without that of coarse labels where no such mixture is: the cap of one cell is its group's.
+    """
     natural_P, most_P = parts.natural(corpus.natural_C), parts.most(corpus.most_C)
     fits_K = [choose(tried.shares_NP, loss_NT, tried.weights_T) for loss_NT in tried.loss_KNT]
     fit, study = fits_K[-1][0], corpus.study
@@ -116,7 +119,8 @@ def find(corpus: MixtureCorpus, parts: Parts, tried: TriedMixtures) -> BestMixtu
     mixtures_P = {CELLS: stages_KP[-1]}
     if corpus.coarse:
         grouped = Parts(parts.grouped(_coarse_keys(corpus, parts), natural_P))
-        mixtures_P[_coarse_name(corpus)] = lowest(fit, grouped)
+        if grouped.most(most_P).sum() >= 1:
+            mixtures_P[_coarse_name(corpus)] = lowest(fit, grouped)
     if len(parts.cells_PC) == len(corpus.cells):  # else the natural ratios are no mixture of parts
         mixtures_P[NATURAL] = capped(natural_P, most_P)
     predicted = {
