@@ -142,8 +142,11 @@ def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
         folder = ModelSource(Path(given.model)).config([], launcher.world_size()).data.tokenizer
     if not folder:
         return len, "characters"
-    tokenizer_folder(folder, "--tokenizer" if given.tokenizer else "data.tokenizer")
+    setting = "--tokenizer" if given.tokenizer else "data.tokenizer"
+    tokenizer_folder(folder, setting)
     file = tokenizer_json(folder)
+    if not file.is_file():
+        raise ConfigError(f"{setting} = {folder}: {file} does not exist")
     loaded = tokenizer.load(file)
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids), "tokens"
 
