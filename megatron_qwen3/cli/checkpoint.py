@@ -11,7 +11,8 @@ from pathlib import Path
 
 from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.shown import as_json
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import as_json, shown
 from megatron_qwen3.storage import manifest
 
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="a step's folder")
     parser.add_argument("--json", action="store_true", help="print JSON: faults by checkpoint")
     given = parser.parse_args(arguments)
+    for one in given.checkpoints:
+        if not Path(one).is_dir():
+            raise ConfigError(f"{shown(one)} is no folder; a checkpoint is RUN/checkpoints/step_…")
     if not given.json:
         return manifest.main(given.checkpoints)
     found = {one: manifest.faults(Path(one), share=(0, 1)) for one in given.checkpoints}
