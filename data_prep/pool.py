@@ -12,8 +12,9 @@ calls may be done again.
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from data_prep.documents import FilePart
@@ -21,6 +22,7 @@ from data_prep.lifetime import die_with_parent
 from megatron_qwen3.config import ConfigError
 
 POLL_SECONDS = 0.25
+_AHEAD = 4  # calls for each worker that wait for one: looking at them all takes as long as they are
 Job = TypeVar("Job")
 Tick = Callable[[int], None]
 
@@ -58,6 +60,7 @@ class Pool(Generic[Job]):
     def __init__(self, workers: int, job: Job, module: str) -> None:
         self._job = job
         self._executor: ProcessPoolExecutor | None = None
+        self._most = _AHEAD * workers
         if workers > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([module])
@@ -74,10 +77,14 @@ class Pool(Generic[Job]):
             for arguments in calls:
                 yield function(self._job, *arguments, show)
             return
-        pending = {self._executor.submit(_call, function, arguments) for arguments in calls}
+        waiting, pending = iter(calls), set[Future[Any]]()
         shown = self._count.get_obj().value  # not its lock, with which a worker may be killed
         try:
-            while pending:
+            while True:
+                for arguments in islice(waiting, self._most - len(pending)):
+                    pending.add(self._executor.submit(_call, function, arguments))
+                if not pending:
+                    return
                 done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
                 now = self._count.get_obj().value
                 show(now - shown)
