@@ -7,11 +7,11 @@ of a fourth that is left out of them, or one run of it by the laws.
 """
 
 import argparse
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.toml import read_toml
 
 # Settings of each size, and the middle of its rates: larger models want a lower one.
 SIZES = {
@@ -56,7 +56,7 @@ def _swept(size: str, batches: list[int]) -> Iterator[tuple[int, list[float]]]:
 
 def _by(overlay: Path) -> Iterator[tuple[int, list[float]]]:
     """The one rate and batch that `mq3 study laws fit --overlay` wrote."""
-    tuned = tomllib.loads(overlay.read_text())
+    tuned = read_toml(overlay, "settings")
     yield tuned["train"]["global_batch"], [tuned["optim"]["lr"]]
 
 

@@ -518,12 +518,18 @@ def test_a_part_that_judges_thinking_gets_it_and_the_others_do_not():
         ({"kind": "language", "language": "xx"}, "known"),
         ({"kind": "json", "schema": {"type": 3}}, "no JSON Schema"),
         ({"kind": "json", "schema": {"$ref": "#"}}, "without an end"),
-        ({"kind": "json", "schema": {"$ref": "#/$defs/x"}}, "not in it"),
-        ({"kind": "json", "schema": {"properties": {"a": {"$ref": "#/$defs/x"}}}}, "not in it"),
-        ({"kind": "json", "schema": {"items": {"anyOf": [{"$ref": "b.json"}]}}}, "not in it"),
+        ({"kind": "json", "schema": {"$ref": "#/$defs/x"}}, "outside of itself"),
+        (
+            {"kind": "json", "schema": {"properties": {"a": {"$ref": "#/$defs/x"}}}},
+            "outside of itself",
+        ),
+        (
+            {"kind": "json", "schema": {"items": {"anyOf": [{"$ref": "b.json"}]}}},
+            "outside of itself",
+        ),
         (
             {"kind": "json", "schema": {"$defs": {"b": {"not": {"$ref": "#c"}}}, "type": "object"}},
-            "not in it",
+            "outside of itself",
         ),
         ({"kind": "countdown", "numbers": [], "target": 3}, "needs numbers"),
         ({"kind": "countdown", "numbers": [1.5], "target": 3}, "a whole number"),
