@@ -113,6 +113,7 @@ setup(
             "reasoning-gym>=0.1.25,<0.2",  # a hundred generators of tasks with verifiers
             "lm-eval>=0.4.13,<0.5",  # the field's harness, which runs exported models
         ],
+        "verify": ["transformers>=5"],  # the reference that mq3 convert verify compares with
         # Gradient boosting of losses on mixtures: a foundation's, two releases a year, no torch.
         "mixture": ["scikit-learn>=1.4"],
         "benchmarks": ["trl==1.16.0"],  # whose SFTTrainer benchmarks/sft.py is timed against

@@ -153,6 +153,7 @@ EXTRA_OF = {
     "lm_eval": "eval",
     "reasoning_gym": "eval",
     "sklearn": "mixture",
+    "transformers": "verify",
     "nvidia": "dali",
     "wandb": "wandb",
 }

@@ -9,6 +9,7 @@ transformers to run no code that the folder contains or names.
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ def logits(folder: Path, ids_BS: Tensor, dtype: str) -> Tensor:
     """Float32 [B, S, V] of the model in `folder`, computed in `dtype` ("float32", "bfloat16").
 
     [B, S, 1] for a reward model, the number of each position.
-    ConfigError with the last words of transformers where it cannot load the folder.
+    ConfigError with the last words of transformers where it cannot load the folder,
+    ModuleNotFoundError where it is not installed.
     """
+    if find_spec("transformers") is None:
+        raise ModuleNotFoundError("transformers is not installed", name="transformers")
     with tempfile.TemporaryDirectory() as temporary:
         ids_file, logits_file = Path(temporary, "ids.npy"), Path(temporary, "logits.npy")
         np.save(ids_file, ids_BS.numpy())

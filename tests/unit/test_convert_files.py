@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_qwen3.cli import convert_checkpoint
+from megatron_qwen3.cli.commands import installed
 from megatron_qwen3.config import ConfigError, load
-from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream, verify
+from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, reference, stream, verify
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
@@ -588,3 +589,11 @@ def test_help_of_each_command_shows_a_call_of_it(
     with pytest.raises(SystemExit):
         convert_checkpoint.main([command, "--help"])
     assert f"mq3 convert {command} " in capsys.readouterr().out
+
+
+def test_a_missing_transformers_is_named_with_its_extra(monkeypatch, tmp_path, capsys):
+    """Its process would end with a traceback, of which only the last words are told."""
+    monkeypatch.setattr(reference, "find_spec", lambda _: None)
+    ids_BS = torch.zeros(1, 2, dtype=torch.long)
+    assert installed(lambda: reference.logits(tmp_path, ids_BS, "float32")) == 2
+    assert "pip install 'megatron_qwen3[verify]'" in capsys.readouterr().err
