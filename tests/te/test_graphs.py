@@ -153,9 +153,9 @@ def frozen_positions(engine):
 
 
 def _freeze(router, begin_step):
-    def begun(positions, counts_E=None):
+    def begun(positions, *others):
         vars(router).pop("step_positions", None)
-        begin_step(positions, counts_E)
+        begin_step(positions, *others)
         vars(router)["step_positions"] = float(positions)
 
     router.begin_step = begun
