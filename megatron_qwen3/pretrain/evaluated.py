@@ -1,4 +1,4 @@
-"""Which sources results on held-out text are of: `evaluated(mixture, config)`. No torch here."""
+"""The sources that results on held-out text are of: `evaluated(mixture, config)`. No torch here."""
 
 from data_prep import curriculum
 from megatron_qwen3.config import Config
