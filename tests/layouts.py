@@ -1,6 +1,6 @@
 """The table of layouts, the training of a case, and how its ranks are compared with one rank.
 
-tests/parallel runs it on gloo ranks, tests/gpu the same rows on GPUs. A case trains two steps
+tests/parallel runs it on gloo ranks, tests/gpu the same rows on GPUs. A case trains three steps
 from the same weights on the same global batches, twice in the same processes: once with plain
 gradients, which every rank holds whole and can be compared, and a ragged loss mask; once with
 clipping and with the optimizer's state sharded.
@@ -29,7 +29,7 @@ from megatron_qwen3.training.objectives import cross_entropy
 from megatron_qwen3.training.saver import save
 
 RATE, _CONTEXT = 1e-4, "parallel.context="
-STEPS, SEQUENCES, POSITIONS, VOCABULARY = 2, 8, 32, 512
+STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
 YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=8")
 MODELS = {
     "dense": ("model.preset=tiny-dense",),

@@ -56,7 +56,7 @@ EVERY_EXPERT = "model.experts_per_token=8"
 
 def batches():
     """Rows of one text, and documents that share rows, of which one row ends with padding."""
-    plain, packed = global_batches(ragged=True)
+    plain, packed, _ = global_batches(ragged=True)
     valid_BS = torch.ones_like(packed.tokens_BS, dtype=torch.bool)
     valid_BS[6, 20:] = False
     packed.weights_BS[6, 20:] = 0

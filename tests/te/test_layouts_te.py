@@ -1,7 +1,7 @@
 """Layers of Transformer Engine train as torch's do on one rank, in every layout, in float32.
 
-They are compared in the same results as the layouts of tests/parallel: two steps of rows,
-of which the second are packed documents; losses, gradient norms, gradients, updated weights and
+They are compared in the same results as the layouts of tests/parallel: three steps of rows,
+of which the later ones are packed documents; losses, gradient norms, gradients, updated weights and
 scores. Kernels are stood in.
 """
 
