@@ -66,9 +66,9 @@ def trained(config):
 
 def asked(layout, *more):
     base = ["train.steps=3", "train.global_batch=8", "data.sequence_length=32"]
-    # Two rows at a time: of one row of documents the stood-in attention rounds otherwise (4e-5 of a
-    # gradient norm, on an AMD processor) where core_attn's activations wait on the host, not with
-    # ATEN_CPU_CAPABILITY=default. The cause is not known yet.
+    # Two rows at a time: with one, the output of attention has another stride on its axis of one
+    # where it waits on the host, of the same values, and on some processors torch multiplies that
+    # by another kernel, which rounds otherwise.
     base += ["train.micro_batch=2"]
     return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
 
