@@ -1,7 +1,7 @@
 # make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
 # make long-context  train one for long texts, and read texts of four times that length, in minutes
-# make reproduce    the report's claims with tiny models, as a page: one seed in 70 minutes on two
-#                   cores; SEEDS=3 make reproduce; make reproduce-quick in ten
+# make reproduce    the report's claims with tiny models, as a page; SEEDS=3 make reproduce;
+#                   make reproduce-quick
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
 # make test-slow    the tests that take too long for that: further layouts, more ways to break
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves

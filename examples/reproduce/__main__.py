@@ -1,6 +1,6 @@
 """The claims of Qwen3's report, reproduced with tiny models on this machine, as a page.
 
-    python -m examples.reproduce                       # one seed, about 70 minutes on two cores
+    python -m examples.reproduce                       # one seed
     python -m examples.reproduce --seeds 3             # three seeds, the numbers of the README
     python -m examples.reproduce --size quick --parts general_1
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.reproduce.claims import CLAIMS, page
-from examples.reproduce.parts import SIZES, parts
+from examples.reproduce.parts import parts
+from examples.reproduce.plan import SIZES
 from examples.reproduce.running import Part, done, run
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import pictures

@@ -7,7 +7,8 @@ import pytest
 
 from examples.reproduce.__main__ import main
 from examples.reproduce.claims import CLAIMS
-from examples.reproduce.parts import SIZES, parts
+from examples.reproduce.parts import parts
+from examples.reproduce.plan import SIZES
 from examples.reproduce.running import done
 
 ROOT = Path(__file__).parents[2]

@@ -426,7 +426,7 @@ def test_a_result_within_its_own_input_is_refused(tmp_path: Path) -> None:
     _settings(tmp_path, out=str(tmp_path / "in-clean")).validate()
 
 
-@pytest.mark.parametrize("documents", ["{out}", "{out}/work/x", "{out}/in/../dropped", "{link}/x"])
+@pytest.mark.parametrize("documents", ["{out}", "{out}/kept/x", "{out}/in/../dropped", "{link}/x"])
 def test_a_result_within_the_folder_of_its_cleaning_is_refused(
     tmp_path: Path, documents: str
 ) -> None:

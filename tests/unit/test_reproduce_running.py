@@ -5,6 +5,7 @@ import json
 import pytest
 
 from examples.reproduce import parts as declared
+from examples.reproduce.plan import SIZES
 from examples.reproduce.running import Part, done, run
 from megatron_qwen3.config import ConfigError
 
@@ -61,7 +62,7 @@ def test_notes_have_times_of_every_command(tmp_path):
     assert len(note["cpu_seconds"]) == 2 and all(seconds > 0 for seconds in note["cpu_seconds"])
 
 
-@pytest.mark.parametrize("size", declared.SIZES.values(), ids=declared.SIZES)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_every_part_needs_parts_that_stand_before_it(tmp_path, size):
     every = declared.parts(size, tmp_path, (1, 2))
     names = [each.name for each in every]
@@ -74,7 +75,7 @@ def test_every_stage_is_of_settings_that_there_are(tmp_path):
     """Each training of every part is what the trainer takes, at every size."""
     from megatron_qwen3.config import load
 
-    for size in declared.SIZES.values():
+    for size in SIZES.values():
         for each in declared.parts(size, tmp_path, (1,)):
             for command in each.commands:
                 if command[:2] == ("mq3", "train"):

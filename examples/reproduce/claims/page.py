@@ -1,6 +1,7 @@
 """The page of all claims, and the JSON beside it: `write(claims, notes, folder)`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,18 @@ def _commands(notes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _json(pair: tuple[Claim, Found]) -> dict[str, Any]:
     claim, found = pair
     numbers = [
-        {"name": n.name, "mean": n.mean, "interval": n.interval, "by_seed": dict(n.by_seed)}
-        for n in found.numbers
+        {
+            "name": number.name,
+            "mean": _finite(number.mean),
+            "interval": [_finite(end) for end in number.interval or ()],
+            "by_seed": {seed: _finite(value) for seed, value in number.by_seed.items()},
+        }
+        for number in found.numbers
     ]
     texts = {"key": claim.key, "title": claim.title, "report": claim.report, "found": found.said}
     return {**texts, "holds": found.holds, "parts": claim.parts, "numbers": numbers}
+
+
+def _finite(value: float) -> float | None:
+    """None for what was not reached, which JSON has no number for."""
+    return value if math.isfinite(value) else None

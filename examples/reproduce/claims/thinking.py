@@ -50,8 +50,7 @@ def budgets(seeds: Seeds) -> Found:
     return Found(
         f"From {curve[0]:.0%} at {budgets_in_order[0]} tokens to {curve[-1]:.0%} at "
         f"{budgets_in_order[-1]}, {'without' if rises else 'with'} a fall on the way, in steps of "
-        f"{max(steps):.0%} at most; {numbers[0].said()[0]} at once. Thinking that is cut is mostly "
-        "lost, so the curve is that of how long problems are.",
+        f"{max(steps):.0%} at most; {numbers[0].said()[0]} at once.",
         smooth and better,
         numbers,
         [_curves(curves)],
@@ -76,14 +75,9 @@ def reasoning(seeds: Seeds) -> Found:
     ]
     gains = numbers[1].mean - numbers[0].mean
     steady = numbers[3].mean >= numbers[2].mean - 0.01
-    tail = (
-        "the entropy stays"
-        if steady
-        else "the entropy falls: the only choice of these problems, "
-        "whether to merge steps, is the one that learning takes away"
-    )
     return Found(
-        f"{numbers[0].said()[0]} before, {numbers[1].said()[0]} after; {tail}.",
+        f"{numbers[0].said()[0]} before, {numbers[1].said()[0]} after; the entropy goes from "
+        f"{numbers[2].mean:.2f} to {numbers[3].mean:.2f} nats per token.",
         gains > _NOISE and steady,
         numbers,
         [_rewards(seeds)],

@@ -1,0 +1,87 @@
+"""Sizes of the reproduction, and the folders and commands of a seed.
+
+plan = Plan(SIZES["full"], Path("runs/reproduce/full"), seed=1)
+plan.train("teacher", "base_1_facts", 240)      # the words of a command
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.reproduce.running import Part
+
+HERE = "examples/reproduce"
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """share: of the full number of steps and of tasks, with a least number of each."""
+
+    name: str
+    share: float
+
+    def steps(self, full: int) -> int:
+        return max(3, round(full * self.share))
+
+    def tasks(self, full: int) -> int:
+        return max(24, round(full * self.share))
+
+
+SIZES = {size.name: size for size in (Size("full", 1), Size("quick", 0.1), Size("smoke", 0.01))}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """size; root: the folder of all; seed."""
+
+    size: Size
+    root: Path
+    seed: int
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def mine(self) -> Path:
+        return self.root / f"seed_{self.seed}"
+
+    def part(
+        self, name: str, title: str, needs: Sequence[str], minutes: float, *commands: Command
+    ) -> Part:
+        """A part of this seed, whose needs are of this seed too unless they are data."""
+        known = {"words", "texts", "long_texts", "mixed"}
+        return Part(
+            f"{name}_{self.seed}",
+            f"{title}, seed {self.seed}",
+            tuple(need if need in known else f"{need}_{self.seed}" for need in needs),
+            commands,
+            minutes * max(self.size.share, 0.1),
+        )
+
+    def train(self, model: str, stage: str, steps: int, *more: str) -> Command:
+        """A stage of one of the pipeline's models; its run is mine/MODEL/STAGE."""
+        return (
+            *("mq3", "train", f"{HERE}/stages/{stage}.toml", f"{HERE}/models/{model}.toml"),
+            *(f"run.dir={self.mine}/{model}", f"run.seed={self.seed}"),
+            *(f"data.tokenizer={self.data}/tokenizer", *self.length(steps), *more),
+        )
+
+    def length(self, steps: int) -> Command:
+        """As many steps as the size has, a tenth of them to warm up."""
+        number = self.size.steps(steps)
+        return f"train.steps={number}", f"optim.warmup_steps={max(1, number // 10)}"
+
+    def evaluate(self, run: str, out: str, most: int, *more: str) -> Command:
+        """Held-out problems, asked of a run."""
+        return (
+            *("mq3", "evaluate", f"{self.mine}/{run}", "--tasks", f"{self.data}/held_out.jsonl"),
+            *("--out", f"{self.mine}/evaluations/{out}", "--most", str(self.size.tasks(most))),
+            *("--max-tokens", "160", "--rows", "256", "--temperature", "0.6", "--top-p", "1"),
+            *("--top-k", "0", *more),
+        )
+
+
+def dialogs(data: Path, lines: str, out: str) -> Command:
+    return ("mq3", "data", "dialogs", lines, "--out", out, "--tokenizer", f"{data}/tokenizer")
