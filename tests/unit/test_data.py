@@ -20,7 +20,7 @@ from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.evaluate import evaluated
+from megatron_qwen3.pretrain.evaluated import evaluated
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
