@@ -10,7 +10,8 @@ Two files of JSON lines, whose labels name their source:
              later leave off. The first file has short problems alone, with which models learn to
              copy, the second all lengths
 
-No document has a chat's form, a flag or a budget: those come with post-training.
+No document has a chat's form or a budget, and /think and /no_think are words without a meaning: all
+of that comes with post-training.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from examples.reproduce import problems
 from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.7, 0.2, 0.1)  # lines of one, two and three steps in worked documents
+SECOND = 0.3  # of the long documents have a second problem, as dialogs of several turns will
 MOST_REMARKS = 8  # words: a chat has as many tokens between question and steps
 # Common words of the four languages, for remarks that say nothing.
 _TEXT = """
 the a time by I have to give on now so we can you it is this that then next first last as
 with for be of and right user assistant think no answer result steps limited considering
-solution based thinking directly und der die das ich so ist mit dann y el la que es con 我 们
-是 的 就 那 这 . , : - / _ < >
+solution based thinking directly /think /no_think und der die das ich so ist mit dann y el la
+que es con 我 们 是 的 就 那 这 . , : - / _ < >
 """
 WORDS = _TEXT.split()
 
@@ -62,6 +64,11 @@ def worked(random: Random, most: int) -> str:
     )
 
 
+def several(random: Random) -> str:
+    """One problem of any length, or two."""
+    return "\n".join(worked(random, 8) for _ in range(2 if random.random() < SECOND else 1))
+
+
 def remark(random: Random) -> str:
     """Up to MOST_REMARKS words, on half of the occasions none; sometimes a line ends among them."""
     if random.random() < 0.3:
@@ -76,7 +83,7 @@ def documents(seed: int, scale: float) -> Iterator[tuple[str, dict[str, str]]]:
     for source, count, make in (
         ("facts", 40_000, lambda: facts(random)),
         ("short", 24_000, lambda: worked(random, 4)),
-        ("long", 40_000, lambda: worked(random, 8)),
+        ("long", 40_000, lambda: several(random)),
     ):
         for _ in range(int(count * scale)):
             yield source, {"text": make(), "source": source, "domain": "maths", "language": "en"}

@@ -25,7 +25,7 @@ FIELDS = (
     "ffn_hidden_size",
 )
 BATCHES = [2, 4, 8]
-FACTORS = (0.5, 1, 2)  # of the middle rate; of a batch of twice the sequences by √2 more
+FACTORS = [0.5, 1, 2]  # of the middle rate; of a batch of twice the sequences by √2 more
 
 
 def ladder(given: argparse.Namespace) -> str:
@@ -43,21 +43,25 @@ def ladder(given: argparse.Namespace) -> str:
         lines.append(f"{size} = {_list(fields)}")
     lines += ["[[stages]]", 'name = "general"', f"settings = {_list(settings)}", "grids = ["]
     for size in given.sizes:
-        for batch, rates in _by(given.by) if given.by else _swept(size, given.batches):
+        for batch, rates in _by(given.by) if given.by else _swept(size, given):
             lines.append(_grid(size, given.tokens, batch, rates))
     return "\n".join([*lines, "]", ""])
 
 
-def _swept(size: str, batches: list[int]) -> Iterator[tuple[int, list[float]]]:
-    for batch in batches:
+def _swept(size: str, given: argparse.Namespace) -> Iterator[tuple[int, list[float]]]:
+    for batch in given.batches:
         middle = SIZES[size][1] * (batch / 4) ** 0.5
-        yield batch, [middle * factor for factor in FACTORS]
+        yield batch, [middle * factor for factor in given.factors]
 
 
 def _by(overlay: Path) -> Iterator[tuple[int, list[float]]]:
-    """The one rate and batch that `mq3 study laws fit --overlay` wrote."""
+    """The one rate and batch that `mq3 study laws fit --overlay` wrote; the middle batch where no
+    batch was best inside those that were tried."""
     tuned = read_toml(overlay, "settings")
-    yield tuned["train"]["global_batch"], [tuned["optim"]["lr"]]
+    if "optim" not in tuned:
+        raise SystemExit(f"error: {overlay}: the ladder determined no rate")
+    batch = tuned.get("train", {}).get("global_batch", BATCHES[len(BATCHES) // 2])
+    yield batch, [tuned["optim"]["lr"]]
 
 
 def _grid(size: str, tokens: float, batch: int, rates: list[float]) -> str:
@@ -81,10 +85,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["xs", "s", "m"])
     parser.add_argument("--tokens", type=float, default=500e3)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--factors", type=float, nargs="+", default=FACTORS, help="of rates")
     parser.add_argument("--by", type=Path, metavar="TOML", help="one run, by the laws")
     parser.add_argument("--dir", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(given.out, [ladder(given).encode()])
 
 

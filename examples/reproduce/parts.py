@@ -186,14 +186,16 @@ def _ladder(plan: Plan) -> Part:
     """Laws of three sizes, the sweep of a fourth, and that one by the laws."""
     tokens = f"{max(20e3, 500e3 * plan.size.share):g}"
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
-    batches = ("4",) if plan.size.share < 0.05 else ("2", "4", "8")
+    # Few steps know no best rate unless those beside it are far off.
+    few = ("--batches", "4", "--factors", "0.03", "1", "30")
+    tried = few if plan.size.share < 0.05 else ()
     commands: list[Command] = []
     for name, sizes in (("ladder", ("xs", "s", "m")), ("left_out", ("l",))):
         file = f"{plan.mine}/{name}.toml"
         out = ("--dir", f"{plan.mine}/{name}", "--out", file)
-        swept = ("--sizes", *sizes, "--batches", *batches)
+        swept = ("--sizes", *sizes, *tried)
         commands.append(("python", "-m", "examples.reproduce.ladder", *texts, *swept, *out))
-        commands.append(("mq3", "study", "laws", "run", file))
+        commands.append(("mq3", "study", "laws", "run", file, "--no-fit"))
     model = f"{HERE}/models/left_out.toml"
     predicted = ("--model", model, "--tokens", tokens, "--sequence-length", "128")
     overlay = f"{plan.mine}/tuned.toml"
@@ -201,6 +203,6 @@ def _ladder(plan: Plan) -> Part:
     file = f"{plan.mine}/by_laws.toml"
     by = ("--by", overlay, "--dir", f"{plan.mine}/by_laws", "--out", file)
     once = ("python", "-m", "examples.reproduce.ladder", *texts, "--sizes", "l", *by)
-    tuned = ("mq3", "study", "laws", "run", file)
+    tuned = ("mq3", "study", "laws", "run", file, "--no-fit")
     title = "laws of rate and batch"
     return plan.part("ladder", title, ("texts",), 16, *commands, fit, once, tuned)

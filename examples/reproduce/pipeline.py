@@ -1,21 +1,22 @@
 """Parts of the pipeline: a teacher through all stages, and a student that is distilled from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from examples.reproduce.plan import HERE, Command, Plan, dialogs
 from examples.reproduce.running import Part
 
 
-def _base(plan: Plan, model: str) -> tuple[Command, ...]:
+def _base(plan: Plan, model: str, steps: Sequence[int]) -> tuple[Command, ...]:
     given = (f"data.curriculum={plan.data}/curriculum.json",)
-    stages = (("base_1_facts", 240), ("base_2_short", 320), ("base_3_long", 640))
-    return tuple(plan.train(model, stage, steps, *given) for stage, steps in stages)
+    stages = zip(("base_1_facts", "base_2_short", "base_3_long"), steps, strict=True)
+    return tuple(plan.train(model, stage, number, *given) for stage, number in stages)
 
 
 def teacher(plan: Plan) -> Iterator[Part]:
     """Base, cold start, reasoning RL, fusion and general RL of the larger model."""
     data, mine = plan.data, plan.mine
-    yield plan.part("base", "the teacher's base", ("words",), 12, *_base(plan, "teacher"))
+    trained = _base(plan, "teacher", (240, 320, 640))
+    yield plan.part("base", "the teacher's base", ("words",), 13, *trained)
     worked = f'sft.sources=[{{name="worked",path="{data}/worked/set",epochs=60}}]'
     yield plan.part(
         "cold_start",
@@ -45,7 +46,7 @@ def teacher(plan: Plan) -> Iterator[Part]:
         ("python", "-m", "examples.reproduce.dialogs", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
-        plan.train("teacher", "post_3_fusion", 300, fused),
+        plan.train("teacher", "post_3_fusion", 600, fused),
         plan.evaluate("teacher/post_3_fusion", "fusion", 400, "--obedience", "400"),
     )
     budgets = [str(tokens) for tokens in range(6, 55, 6)]
@@ -67,7 +68,9 @@ def student(plan: Plan) -> Iterator[Part]:
     """Off-policy distillation of the smaller model, and from there on-policy and RL."""
     data, mine = plan.data, plan.mine
     of = f"{mine}/teacher/post_2_reasoning_rl"
-    yield plan.part("student", "the student's base", ("words",), 6, *_base(plan, "student"))
+    # Shorter than the teacher's: one that knows as much has nothing left to be taught.
+    trained = _base(plan, "student", (120, 160, 320))
+    yield plan.part("student", "the student's base", ("words",), 3, *trained)
     given = f'sft.sources=[{{name="teacher",path="{mine}/taught/set",epochs=60}}]'
     yield plan.part(
         "off_policy",
@@ -103,7 +106,8 @@ def _from_off_policy(
 def _until(plan: Plan, given: str) -> Command:
     """Off-policy distillation until one problem in seven is right."""
     few = plan.size.name != "full"
-    words = plan.train("student", "distill_1_off_policy", 12, given, "optim.warmup_steps=4")[2:]
+    warmup = f"optim.warmup_steps={1 if few else 4}"
+    words = plan.train("student", "distill_1_off_policy", 12, given, warmup)[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
     limits = ("--least", "0.15", *(("--first", "3", "--most", "4") if few else ()))
     return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)

@@ -275,6 +275,16 @@ def test_a_ladder_is_submitted_stage_by_stage(tmp_path, monkeypatch):
     assert submitted[1:] == [tmp_path / "runs" / "two" / "slurm" / "array_1.sbatch"]
 
 
+def test_a_ladder_that_is_not_to_be_fitted_needs_no_more_than_its_runs(tmp_path, capsys):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    for stage in plan.stages:
+        for point in ladder.points(plan, stage):
+            write_run(point)
+    command = ["laws", "run", str(tmp_path / "study.toml"), "--no-fit"]
+    assert scaling_study.main(command) == 0
+    assert not list(tmp_path.rglob("laws.html"))
+
+
 def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other(
     tmp_path, monkeypatch, capsys
 ):

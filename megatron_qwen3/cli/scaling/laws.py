@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
     train = actions.add_parser("run", help="train a ladder, then fit", **text)
     train.add_argument("ladder", type=Path, metavar="LADDER.toml")
     train.add_argument("--submit", action="store_true", help="as SLURM job arrays, not here")
+    train.add_argument("--no-fit", action="store_true", help="train only: laws fit reads the runs")
     grammar.add_minutes(train.add_argument, default=60)
     train.set_defaults(run=_run)
     fit = actions.add_parser("fit", help="fit to runs that are there", **text)
@@ -84,16 +85,17 @@ def _run(given: argparse.Namespace) -> int:
     failed = []
     for stage in ladder.stages:
         failed += local.run_all(ladders.points(ladder, stage), f"stage {stage.name}")
-    folders = [
-        point.config.run_dir
-        for stage in ladder.stages
-        for point in ladders.points(ladder, stage)
-        if point.is_done
-    ]
     if failed:
         print(f"{len(failed)} runs failed and are left out of the laws", file=sys.stderr)
-    status = _report(given, folders, given.out or Path(ladder.dir) / "laws.html")
-    return 1 if failed else status
+    if not given.no_fit:
+        folders = [
+            point.config.run_dir
+            for stage in ladder.stages
+            for point in ladders.points(ladder, stage)
+            if point.is_done
+        ]
+        _report(given, folders, given.out or Path(ladder.dir) / "laws.html")
+    return 1 if failed else 0
 
 
 def _submit(ladder: "Ladder", minutes: int) -> bool:
@@ -117,10 +119,11 @@ def _submit(ladder: "Ladder", minutes: int) -> bool:
 def _fit(given: argparse.Namespace) -> int:
     first = given.runs[0]
     beside = first.with_suffix(".html") if first.suffix.lower() == ".csv" else first / "laws.html"
-    return _report(given, given.runs, given.out or beside)
+    _report(given, given.runs, given.out or beside)
+    return 0
 
 
-def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
+def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> None:
     from megatron_qwen3.studies import laws, measurements
 
     if out.suffix != ".html":
@@ -144,7 +147,6 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
 
     write(found, advice, out)
     print(shown(f"wrote {out}, pictures in {out.with_suffix('')}"), file=sys.stderr)
-    return 0
 
 
 def _target(given: argparse.Namespace) -> tuple[float, float, float] | None:
