@@ -111,8 +111,7 @@ def _texts(plan: Plan, model: str, folder: str, name: str, steps: int, *more: st
         *(f"run.dir={plan.mine}/{folder}", f"run.name={name}", f"run.seed={plan.seed}"),
         f"data.tokenizer={plan.data}/texts/tokenizer",
         f"data.curriculum={plan.data}/texts/curriculum.json",
-        *plan.length(steps),
-        *more,
+        *(*plan.length(steps), *plan.size.of_stage("texts"), *more),
     )
 
 
@@ -149,7 +148,7 @@ def _long(plan: Plan) -> Part:
         return ("mq3", "train", f"{root}/{stage}.toml", *given, *more)
 
     keys = ("--key-said", "[{key}]", "--key-asked", "<{key}", "--key-digits", "4")
-    texts = ("--texts", f"{data}/test.jsonl", "--count", "64")
+    texts = ("--texts", f"{data}/test.jsonl", "--count", str(plan.size.tasks(64)))
     return plan.part(
         "long",
         "four times the trained length",
@@ -165,19 +164,15 @@ def _long(plan: Plan) -> Part:
 def _mixture(plan: Plan) -> Part:
     """The study of mixtures, whose last runs compare what it found with coarser ones."""
     data, file = plan.data / "mixture", f"{plan.mine}/mixture.toml"
-    pairs = (
+    pairs = [
         *(f'dir="{plan.mine}/mixture"', f'shards="{data}/tokens"', f"seed={plan.seed}"),
         *(f"proxies={max(12, plan.size.steps(40))}", "at_once=1"),
-    )
-    place = (
-        "python",
-        "-m",
-        "examples.reproduce.placed",
-        f"{HERE}/mixture/study.toml",
-        *pairs,
-        "--out",
-        file,
-    )
+    ]
+    if plan.size.name == "smoke":
+        short = f'settings=["{HERE}/mixture/proxy.toml", "train.steps=30"]'
+        pairs += ["seeds=1", short]
+    study = ("python", "-m", "examples.reproduce.placed", f"{HERE}/mixture/study.toml")
+    place = (*study, *pairs, "--out", file)
     optimize = ("mq3", "data", "optimize", file)
     return plan.part("mixture", "mixtures by instances", ("mixed",), 9, place, optimize)
 
@@ -187,10 +182,11 @@ def _ladder(plan: Plan) -> Part:
     tokens = f"{max(20e3, 500e3 * plan.size.share):g}"
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
     # Few steps know no best rate unless those beside it are far off.
-    few = ("--batches", "4", "--factors", "0.03", "1", "30")
-    tried = few if plan.size.share < 0.05 else ()
+    few = plan.size.name == "smoke"
+    tried = ("--batches", "4", "--factors", "0.03", "1", "30") if few else ()
+    smaller = ("xs", "s") if few else ("xs", "s", "m")
     commands: list[Command] = []
-    for name, sizes in (("ladder", ("xs", "s", "m")), ("left_out", ("l",))):
+    for name, sizes in (("ladder", smaller), ("left_out", ("l",))):
         file = f"{plan.mine}/{name}.toml"
         out = ("--dir", f"{plan.mine}/{name}", "--out", file)
         swept = ("--sizes", *sizes, *tried)

@@ -47,7 +47,7 @@ def teacher(plan: Plan) -> Iterator[Part]:
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
         plan.train("teacher", "post_3_fusion", 600, fused),
-        plan.evaluate("teacher/post_3_fusion", "fusion", 400, "--obedience", "400"),
+        plan.evaluate("teacher/post_3_fusion", "fusion", 400, *_obedience(plan, 400)),
     )
     budgets = [str(tokens) for tokens in range(6, 55, 6)]
     yield plan.part(
@@ -56,7 +56,7 @@ def teacher(plan: Plan) -> Iterator[Part]:
         ("fusion",),
         7,
         plan.train("teacher", "post_4_general_rl", 60, with_flags),
-        plan.evaluate("teacher/post_4_general_rl", "general", 400, "--obedience", "1000"),
+        plan.evaluate("teacher/post_4_general_rl", "general", 400, *_obedience(plan, 1000)),
         plan.evaluate(
             *("teacher/post_4_general_rl", "budgets", 500),
             *("--modes", "thinking", "non-thinking", "--budgets", *budgets),
@@ -103,13 +103,17 @@ def _from_off_policy(
     return plan.part(name, title, ("off_policy",), minutes, train, evaluate, _many(plan, run))
 
 
+def _obedience(plan: Plan, dialogs: int) -> Command:
+    return "--obedience", str(plan.size.tasks(dialogs))
+
+
 def _until(plan: Plan, given: str) -> Command:
-    """Off-policy distillation until one problem in seven is right."""
+    """Off-policy distillation until one problem in ten is right."""
     few = plan.size.name != "full"
     warmup = f"optim.warmup_steps={1 if few else 4}"
     words = plan.train("student", "distill_1_off_policy", 12, given, warmup)[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
-    limits = ("--least", "0.15", *(("--first", "3", "--most", "4") if few else ()))
+    limits = ("--least", "0.1", *(("--first", "3", "--most", "4") if few else ()))
     return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)
 
 

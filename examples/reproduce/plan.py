@@ -4,11 +4,12 @@ plan = Plan(SIZES["full"], Path("runs/reproduce/full"), seed=1)
 plan.train("teacher", "base_1_facts", 240)      # the words of a command
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from examples.reproduce.running import Part
+from examples.reproduce.running import ROOT, Part
+from megatron_qwen3.toml import read_toml
 
 HERE = "examples/reproduce"
 Command = tuple[str, ...]
@@ -16,19 +17,35 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Size:
-    """share: of the full number of steps and of tasks, with a least number of each."""
+    """share: of the full number of steps and of tasks, with a fewest of each; settings: after a
+    stage's own, by its run.mode."""
 
     name: str
     share: float
+    fewest: int = 24
+    settings: Mapping[str, Command] = field(default_factory=dict)
 
     def steps(self, full: int) -> int:
         return max(3, round(full * self.share))
 
     def tasks(self, full: int) -> int:
-        return max(24, round(full * self.share))
+        return max(self.fewest, round(full * self.share))
+
+    def of_stage(self, stage: str) -> Command:
+        """Settings of this size for a stage of examples/reproduce/stages."""
+        run = read_toml(ROOT / HERE / f"stages/{stage}.toml", "stage")["run"]
+        return self.settings.get(run.get("mode", "pretrain"), ())
 
 
-SIZES = {size.name: size for size in (Size("full", 1), Size("quick", 0.1), Size("smoke", 0.01))}
+# Three steps teach nothing: answers are never right, none ends, and all rewards are alike.
+_FEW = ("rollouts.prompts=8", "rollouts.eval_prompts=8", "rollouts.max_new_tokens=32")
+_BY_MODE = {
+    "pretrain": ("eval.tokens=4096",),
+    "rl": (*_FEW, "rl.filter=false"),
+    "distill": _FEW,
+}
+_SMOKE = Size("smoke", 0.01, 8, _BY_MODE)
+SIZES = {size.name: size for size in (Size("full", 1), Size("quick", 0.1), _SMOKE)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,8 @@ class Plan:
         return (
             *("mq3", "train", f"{HERE}/stages/{stage}.toml", f"{HERE}/models/{model}.toml"),
             *(f"run.dir={self.mine}/{model}", f"run.seed={self.seed}"),
-            *(f"data.tokenizer={self.data}/tokenizer", *self.length(steps), *more),
+            *(f"data.tokenizer={self.data}/tokenizer", *self.length(steps)),
+            *(*self.size.of_stage(stage), *more),
         )
 
     def length(self, steps: int) -> Command:

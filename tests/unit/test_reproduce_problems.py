@@ -1,6 +1,7 @@
 """The problems of the reproduction: each step follows, and answers are those of the steps."""
 
 from random import Random
+from statistics import mean
 
 import pytest
 
@@ -68,8 +69,17 @@ def test_documents_have_no_form_of_a_chat_and_no_words_of_a_budget():
     texts = [line["text"] for _, line in corpus.documents(1, 0.01)]
     assert len(texts) > 900
     for text in texts:
-        assert "<|im_" not in text and "<think>" not in text and "/no_think" not in text
+        assert "<|im_" not in text and "<think>" not in text
         assert "Considering the limited time" not in text
+
+
+def test_flags_are_words_among_others_that_no_document_obeys():
+    rows = [line for _, line in corpus.documents(1, 0.02) if line["source"] != "facts"]
+    flagged = [row["text"] for row in rows if "/no_think" in row["text"]]
+    assert 0.03 < len(flagged) / len(rows) < 0.3
+    assert all("=" in text.replace("\n", "") for text in flagged)
+    # As long as those without: none is answered at once.
+    assert mean(map(len, flagged)) > mean(len(row["text"]) for row in rows)
 
 
 def test_fused_dialogs_think_where_the_last_flag_says_so(tmp_path):

@@ -1,5 +1,7 @@
 """Claims of thinking: budgets, reasoning RL from the cold start, and the fusion of both modes."""
 
+from pathlib import Path
+
 from examples.reproduce.claims.claim import (
     Found,
     Measured,
@@ -61,10 +63,7 @@ def reasoning(seeds: Seeds) -> Found:
     """b: RL from the cold start, in one run."""
     before = {s: accuracy(f / "evaluations/cold_start", "thinking") for s, f in seeds.items()}
     after = {s: accuracy(f / "evaluations/reasoning", "thinking") for s, f in seeds.items()}
-    entropy = {
-        seed: [row["entropy"] for row in rows(folder / "teacher/post_2_reasoning_rl", "train")]
-        for seed, folder in seeds.items()
-    }
+    entropy = {seed: _entropy(f / "teacher/post_2_reasoning_rl") for seed, f in seeds.items()}
     first = {seed: mean(values[: max(1, len(values) // 10)]) for seed, values in entropy.items()}
     last = {seed: mean(values[-max(1, len(values) // 10) :]) for seed, values in entropy.items()}
     numbers = [
@@ -82,6 +81,13 @@ def reasoning(seeds: Seeds) -> Found:
         numbers,
         [_rewards(seeds)],
     )
+
+
+def _entropy(run: Path) -> list[float]:
+    """Of every update, nats per token."""
+    if not (found := [row["entropy"] for row in rows(run, "train")]):
+        raise FileNotFoundError(f"{run}: an update")
+    return found
 
 
 def fusion(seeds: Seeds) -> Found:
