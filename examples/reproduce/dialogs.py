@@ -29,7 +29,7 @@ from megatron_qwen3.storage.whole import write_whole
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
 # Turns with several flags, and turns whose flag stands in an earlier one, are many: a small model
 # obeys a flag that it has before it at once, and looks for one further back only if it has to.
-FLAGS = FlagSettings(flagged_thinking=0.15, joined=0.9, several_flags=0.5, system_flags=0.25)
+FLAGS = FlagSettings(flagged_thinking=0.3, joined=0.9, several_flags=0.9, system_flags=0.25)
 VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
 OF_TURN = ("", "", "", "", "/think", "/no_think", "/think /no_think", "/no_think /think")

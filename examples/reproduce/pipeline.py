@@ -109,11 +109,11 @@ def _obedience(plan: Plan, dialogs: int) -> Command:
 
 def _until(plan: Plan, given: str) -> Command:
     """Off-policy distillation until one problem in ten is right."""
-    few = plan.size.name != "full"
-    warmup = f"optim.warmup_steps={1 if few else 4}"
-    words = plan.train("student", "distill_1_off_policy", 12, given, warmup)[2:]
+    steps = plan.size.steps
+    warmup = f"optim.warmup_steps={min(4, steps(100) - 1)}"
+    words = plan.train("student", "distill_1_off_policy", 100, given, warmup)[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
-    limits = ("--least", "0.1", *(("--first", "3", "--most", "4") if few else ()))
+    limits = ("--least", "0.1", "--first", str(steps(100)), "--most", str(steps(500)))
     return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)
 
 

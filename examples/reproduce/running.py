@@ -2,10 +2,10 @@
 
     failed = run(parts, folder, at_once=2, say=print)
 
-A part is a row of commands. Its output is in FOLDER/parts/NAME.log; when all of them have ended
-well FOLDER/parts/NAME.json says so, with their times: such a part is not run again. A part that
-fails holds up those that need it and no other, and the next start begins it anew; the commands
-themselves go on from what they left.
+A part is a row of commands. Its output is in FOLDER/parts/NAME.log; FOLDER/parts/NAME.json has the
+time of each command that ended well, and none of those is run again. A part that fails holds up
+those that need it and no other; the next start goes on with the command that failed, which itself
+goes on from what it left.
 """
 
 import json
@@ -45,12 +45,19 @@ class PartFailed(Exception):
 def done(folder: Path, part: Part) -> dict[str, Any] | None:
     """What a whole part noted, None where it is not done. ConfigError where others were its
     commands."""
+    said = _noted(folder, part)
+    return said if len(said["cpu_seconds"]) == len(part.commands) else None
+
+
+def _noted(folder: Path, part: Part) -> dict[str, Any]:
+    """The part's commands, and processor seconds of those that have ended well."""
     note = _note(folder, part)
     if not note.exists():
-        return None
+        return {"commands": list(part.commands), "seconds": 0.0, "cpu_seconds": []}
     try:
         said: dict[str, Any] = json.loads(note.read_text())
         commands = [tuple(command) for command in said["commands"]]
+        said["seconds"] + sum(said["cpu_seconds"])
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{note}: no note of a part that is done; delete it") from None
     if commands != list(part.commands):
@@ -107,15 +114,13 @@ class _Clock:
 
 
 def _run_part(part: Part, folder: Path) -> None:
-    start = time.monotonic()
-    log = folder / "parts" / f"{part.name}.log"
-    cpu = [_run_command(command, log) for command in part.commands]
-    said = {
-        "commands": [list(command) for command in part.commands],
-        "seconds": time.monotonic() - start,
-        "cpu_seconds": cpu,
-    }
-    write_whole(_note(folder, part), [json.dumps(said, indent=1).encode()])
+    """Run the commands that have not ended well yet, and note each."""
+    said, log = _noted(folder, part), folder / "parts" / f"{part.name}.log"
+    for command in part.commands[len(said["cpu_seconds"]) :]:
+        start = time.monotonic()
+        said["cpu_seconds"].append(_run_command(command, log))
+        said["seconds"] += time.monotonic() - start
+        write_whole(_note(folder, part), [json.dumps(said, indent=1).encode()])
 
 
 def _run_command(command: Sequence[str], log: Path) -> float:

@@ -1,11 +1,11 @@
 """Trains a run on, a few steps at a time, until it gets a share of problems right.
 
-    python -m examples.reproduce.until --least 0.15 --tasks held_out.jsonl --out evaluations \\
+    python -m examples.reproduce.until --least 0.1 --tasks held_out.jsonl --out evaluations \\
         stages/distill_1_off_policy.toml models/student.toml run.dir=runs/reproduce/student
 
-Supervised training of small models leaps: within twenty steps from nothing right to most. So where
-a student has to begin in between is found by looking, and not by a number of steps. Arguments
-without dashes are those of `mq3 train`, whose learning rate has to be constant.
+Supervised training of small models leaps: after many steps with nothing right most is within a few
+dozen. So where a student has to begin in between is found by looking, and not by a number of steps.
+Arguments without dashes are those of `mq3 train`, whose learning rate has to be constant.
 """
 
 import argparse
@@ -52,9 +52,9 @@ def main() -> None:
     add("--least", type=float, required=True, help="share of the tasks")
     add("--tasks", type=Path, required=True, metavar="FILE")
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the evaluations")
-    add("--first", type=int, default=12, help="steps before the first look (12)")
-    add("--by", type=int, default=4, help="steps between looks (4)")
-    add("--most", type=int, default=100, help="steps (100)")
+    add("--first", type=int, default=100, help="steps before the first look (100)")
+    add("--by", type=int, default=20, help="steps between looks (20)")
+    add("--most", type=int, default=500, help="steps (500)")
     until(parser.parse_args())
 
 

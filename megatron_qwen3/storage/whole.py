@@ -12,6 +12,7 @@ overwritten by the next one. Nothing here imports torch.
 """
 
 import fcntl
+import filecmp
 import os
 import secrets
 import shutil
@@ -33,23 +34,33 @@ def beside(path: Path, tag: str = "") -> Path:
     return path.with_name(stem + end)
 
 
-def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    """Write a file; it and its name are on disk when this returns."""
-    with whole_file(path) as file:
+def write_whole(
+    path: Path, parts: Iterable[bytes | bytearray | memoryview], *, keep_same: bool = False
+) -> None:
+    """Write a file; it and its name are on disk when this returns. keep_same: as in whole_file."""
+    with whole_file(path, keep_same=keep_same) as file:
         for part in parts:
             file.write(part)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which becomes `path` if all went well, and is removed otherwise."""
+def whole_file(path: Path, *, keep_same: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes `path` if all went well, and is removed otherwise.
+
+    keep_same: where `path` has the same bytes already it stays, with its time: whoever read it and
+    knows it by its time need not read it again.
+    """
     partial, file = _claimed(path)
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)  # before the lock ends: the next owner finds the name gone
+            # Before the lock ends: the next owner finds the name gone.
+            if keep_same and path.is_file() and filecmp.cmp(partial, path, shallow=False):
+                partial.unlink()
+            else:
+                partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

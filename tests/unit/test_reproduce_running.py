@@ -42,6 +42,16 @@ def test_a_part_that_fails_holds_up_those_that_need_it_alone(tmp_path):
     assert run(good, tmp_path / "out", 1, said.append) == []
 
 
+def test_a_part_that_was_stopped_goes_on_with_the_command_that_failed(tmp_path):
+    bad = ("python", "-c", f"open({str(tmp_path / 'second')!r}).close()")
+    two = Part("two", "two", (), (touch(tmp_path / "first"), bad), 1.0)
+    assert run([two], tmp_path / "out", 1, print) == ["two"]
+    assert done(tmp_path / "out", two) is None
+    (tmp_path / "second").touch()
+    assert run([two], tmp_path / "out", 1, print) == []  # "x" of the first would fail
+    assert len(done(tmp_path / "out", two)["cpu_seconds"]) == 2
+
+
 def test_a_part_made_by_other_commands_is_refused(tmp_path):
     run([part("a", tmp_path / "x")], tmp_path, 1, print)
     with pytest.raises(ConfigError, match="a was made by other commands"):

@@ -26,6 +26,19 @@ def test_a_file_that_failed_half_way_leaves_the_old_one_and_nothing_else(tmp_pat
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_the_same_bytes_leave_a_file_as_old_as_it_was(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, [b"one"])
+    os.utime(path, (1, 1))
+    write_whole(path, [b"o", b"ne"], keep_same=True)
+    assert path.stat().st_mtime == 1 and list(tmp_path.iterdir()) == [path]
+    write_whole(path, [b"two"], keep_same=True)
+    assert path.stat().st_mtime > 1 and path.read_bytes() == b"two"
+    os.utime(path, (1, 1))
+    write_whole(path, [b"two"])
+    assert path.stat().st_mtime > 1
+
+
 def test_two_writers_of_one_name_do_not_mix(tmp_path):
     path, both = tmp_path / "a.bin", threading.Barrier(2)
 

@@ -63,9 +63,9 @@ class BuildWork:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write JSON lines, whole or not at all; the same lines as before leave the file alone."""
     lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows)
-    write_whole(path, lines)
+    write_whole(path, lines, keep_same=True)
 
 
 def write_result(
