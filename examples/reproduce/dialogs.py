@@ -21,19 +21,23 @@ from random import Random
 from typing import Any
 
 from examples.reproduce import problems
+from megatron_qwen3.chat import thinks
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
 from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
-# Turns with several flags, and turns whose flag stands in an earlier one, are many: a small model
-# obeys a flag that it has before it at once, and looks for one further back only if it has to.
-FLAGS = FlagSettings(flagged_thinking=0.3, joined=0.9, several_flags=0.9, system_flags=0.25)
+# Turns whose flag stands in an earlier one are many, and most flags follow the other one: a small
+# model obeys a flag that it has before it at once. Of those further back it asks whether there is
+# any /no_think, and which was the last only if it has to.
+FLAGS = FlagSettings(flagged_thinking=0.1, joined=0.95, several_flags=0.2, system_flags=0.25)
+AFTER_OTHER = 0.7  # of the flags
 VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
-OF_TURN = ("", "", "", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
+OF_TURN = ("", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")
+BARE = 0.6  # of the last turns have no flag, so that an earlier one is in force
 
 
 def cold_start(random: Random, fewest: int) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def task(random: Random, fewest: int) -> dict[str, Any]:
 
 
 def flagged(random: Random, fewest: int) -> dict[str, Any]:
-    """A task in a dialog of one to four turns, whose flags change; the last one is in force."""
+    """A task in a dialog of one to four turns, whose flags change; the last one is in force. An
+    answer at once is right by chance alone, from which there is nothing to learn."""
     row = task(random, fewest)
     messages: list[dict[str, Any]] = []
     if random.random() < 0.4:
@@ -68,7 +73,9 @@ def flagged(random: Random, fewest: int) -> dict[str, Any]:
         before = _drawn(random, fewest)
         messages.append(_with_flag(_asked(before), random))
         messages.append({"role": "assistant", "content": before.answer})
-    return {**row, "messages": [*messages, _with_flag(row["messages"][-1], random)]}
+    asked = row["messages"][-1]
+    messages.append(asked if random.random() < BARE else _with_flag(asked, random))
+    return {**row, "messages": messages, "rewards": {} if thinks(messages) else {"verifier": 0}}
 
 
 def _with_flag(message: dict[str, Any], random: Random) -> dict[str, Any]:
@@ -82,7 +89,18 @@ def fuse(thought: Path, seed: int) -> Iterator[dict[str, Any]]:
     samples = [_thinking(row, number) for number, row in enumerate(rows)]
     samples += [_at_once(_drawn(random), number) for number in range(len(rows))]
     for version in range(VERSIONS):
-        yield from fused(samples, replace(FLAGS, seed=version))
+        for row in fused(samples, replace(FLAGS, seed=version)):
+            for message in row["messages"]:
+                if message["role"] == "user" and random.random() < AFTER_OTHER:
+                    message["content"] = _after_other(message["content"])
+            yield row
+
+
+def _after_other(text: str) -> str:
+    """The text with the other flag before its last one, which it does not change."""
+    before, flag, after = text.rpartition("/no_think" if text.endswith("/no_think") else "/think")
+    other = "/think" if flag == "/no_think" else "/no_think"
+    return f"{before}{other} {flag}" if flag and not after else text
 
 
 def _thinking(row: dict[str, Any], number: int) -> Answered:
