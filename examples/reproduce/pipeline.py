@@ -108,12 +108,12 @@ def _obedience(plan: Plan, dialogs: int) -> Command:
 
 
 def _until(plan: Plan, given: str) -> Command:
-    """Off-policy distillation until one problem in ten is right."""
+    """Off-policy distillation until one problem in four is right."""
     steps = plan.size.steps
     warmup = f"optim.warmup_steps={min(4, steps(100) - 1)}"
     words = plan.train("student", "distill_1_off_policy", 100, given, warmup)[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
-    limits = ("--least", "0.1", "--first", str(steps(100)), "--most", str(steps(500)))
+    limits = ("--least", "0.25", "--first", str(steps(100)), "--most", str(steps(500)))
     return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)
 
 

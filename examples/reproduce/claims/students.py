@@ -30,7 +30,6 @@ def distillation(seeds: Seeds) -> Found:
     curves = {
         seed: {run: curve(folder, run) for run in (ON_POLICY, RL)} for seed, folder in seeds.items()
     }
-    ratio = {seed: ratio_of(c[ON_POLICY], c[RL]) for seed, c in curves.items()}
     passes = {
         run: {s: accuracy(f / f"evaluations/{run}_64", "thinking", 64) for s, f in seeds.items()}
         for run in ("distill_1_off_policy", ON_POLICY, RL)
@@ -39,11 +38,15 @@ def distillation(seeds: Seeds) -> Found:
         name: {s: accuracy(f / f"evaluations/{name}", "thinking") for s, f in seeds.items()}
         for name in ("off_policy", "on_policy", "student_rl")
     }
+    ratio = {
+        seed: ratio_of(c[ON_POLICY], c[RL], ends["student_rl"][seed]["value"])
+        for seed, c in curves.items()
+    }
     numbers = [
         measured("start, after off-policy distillation", ends["off_policy"]),
         measured("after on-policy distillation", ends["on_policy"]),
         measured("after RL", ends["student_rl"]),
-        Measured("compute of distillation to RL's best, share of RL's", ratio, percent=True),
+        Measured("compute of distillation to where RL ends, share of RL's", ratio, percent=True),
         measured("pass@64 of the longest at the start", passes["distill_1_off_policy"]),
         measured("pass@64 after on-policy distillation", passes[ON_POLICY]),
         measured("pass@64 after RL", passes[RL]),
@@ -52,8 +55,8 @@ def distillation(seeds: Seeds) -> Found:
     wins = distilled > reinforced and share <= 0.1
     explores = at_64[1] > at_64[0] + _NOISE and at_64[2] <= at_64[0] + _NOISE
     return Found(
-        f"From {start:.0%} distillation comes to {distilled:.0%}, RL to {reinforced:.0%}; RL's "
-        f"best takes distillation {share:.0%} of RL's compute. pass@64 of the longest problems "
+        f"From {start:.0%} distillation comes to {distilled:.0%}, RL to {reinforced:.0%}, for "
+        f"which distillation takes {share:.0%} of RL's compute. pass@64 of the longest problems "
         f"goes from {at_64[0]:.0%} to {at_64[1]:.0%} with distillation, to {at_64[2]:.0%} with RL.",
         wins and explores,
         numbers,
@@ -86,11 +89,10 @@ def compute(row: dict[str, float], student: ModelConfig, teacher: ModelConfig | 
     return forward + trained + of_teacher
 
 
-def ratio_of(distilled: Curve, reinforced: Curve) -> float:
-    """Compute with which distillation first is as good as RL's best, over what RL spent by then."""
-    best = max(accuracy for _, accuracy in reinforced)
-    spent = min(flops for flops, accuracy in reinforced if accuracy == best)
-    reached = [flops for flops, accuracy in distilled if accuracy >= best]
+def ratio_of(distilled: Curve, reinforced: Curve, at_end: float) -> float:
+    """Compute with which distillation first is as good as RL at its end, over all that RL spent."""
+    spent = max((flops for flops, _ in reinforced), default=0.0)
+    reached = [flops for flops, accuracy in distilled if accuracy >= at_end]
     return min(reached) / spent if reached and spent else float("inf")
 
 
