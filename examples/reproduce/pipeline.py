@@ -41,7 +41,7 @@ def teacher(plan: Plan) -> Iterator[Part]:
         "fusion",
         "fusion of the modes",
         ("reasoning",),
-        5,
+        10,
         _answers(plan, f"{mine}/teacher/post_2_reasoning_rl", f"{mine}/thought"),
         ("python", "-m", "examples.reproduce.dialogs", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
@@ -86,8 +86,8 @@ def student(plan: Plan) -> Iterator[Part]:
     asked = f'rollouts.tasks=[{{name="problems",path="{data}/tasks.jsonl"}}]'
     on_policy = (asked, f"distill.teacher.path={of}")
     yield _from_off_policy(
-        *(plan, "on_policy", "on-policy distillation", "distill_2_on_policy", 4),
-        plan.train("student", "distill_2_on_policy", 160, *on_policy),
+        *(plan, "on_policy", "on-policy distillation", "distill_2_on_policy", 3),
+        plan.train("student", "distill_2_on_policy", 320, *on_policy),
     )
     yield _from_off_policy(
         *(plan, "student_rl", "RL of the student", "student_rl", 10),
