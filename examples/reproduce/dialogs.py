@@ -30,12 +30,15 @@ from megatron_qwen3.storage.whole import write_whole
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
 # Turns whose flag stands in an earlier one are many, and most flags follow the other one: a small
 # model obeys a flag that it has before it at once. Of those further back it asks whether there is
-# any /no_think, and which was the last only if it has to.
-FLAGS = FlagSettings(flagged_thinking=0.1, joined=0.95, several_flags=0.2, system_flags=0.25)
+# any /no_think, and which was the last only if it has to. Dialogs that are longer than any that it
+# is asked have several turns in a row without a flag.
+FLAGS = FlagSettings(
+    flagged_thinking=0.1, joined=0.95, most_turns=6, several_flags=0.2, system_flags=0.25
+)
 AFTER_OTHER = 0.7  # of the flags
 VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
-OF_TURN = ("", "/think", "/no_think", "/think /no_think", "/no_think /think")
+OF_TURN = ("", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")
 BARE = 0.6  # of the last turns have no flag, so that an earlier one is in force
 
