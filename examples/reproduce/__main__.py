@@ -19,6 +19,7 @@ from examples.reproduce.claims import CLAIMS, page
 from examples.reproduce.parts import parts
 from examples.reproduce.plan import SIZES
 from examples.reproduce.running import Part, done, run
+from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import pictures
 from megatron_qwen3.shown import shown
@@ -27,22 +28,19 @@ from megatron_qwen3.storage.lock import owned
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@ending(goes_on=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 all parts are done, 1 some failed, 2 something that was given is wrong."""
     given = _parser().parse_args(arguments)
     os.chdir(ROOT)  # commands name the stage files of this checkout
     out = given.out or Path("runs/reproduce") / given.size
-    try:
-        seeds = range(1, given.seeds + 1)
-        asked = _asked(parts(SIZES[given.size], out, seeds), given.parts)
-        out.mkdir(parents=True, exist_ok=True)
-        with owned(out, "reproduce.lock"):
-            failed = run(asked, out, given.at_once, lambda line: print(shown(line), flush=True))
-            notes = {part.name: note for part in asked if (note := done(out, part))}
-            tell(out, list(seeds), notes, given.size)
-    except ConfigError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 2
+    seeds = range(1, given.seeds + 1)
+    asked = _asked(parts(SIZES[given.size], out, seeds), given.parts)
+    out.mkdir(parents=True, exist_ok=True)
+    with owned(out, "reproduce.lock"):
+        failed = run(asked, out, given.at_once, lambda line: print(shown(line), flush=True))
+        notes = {part.name: note for part in asked if (note := done(out, part))}
+        tell(out, list(seeds), notes, given.size)
     print(shown(f"{out}/report.html"))
     return 1 if failed else 0
 

@@ -5,20 +5,23 @@
 A part is a row of commands. Its output is in FOLDER/parts/NAME.log; FOLDER/parts/NAME.json has the
 time of each command that ended well, and none of those is run again. A part that fails holds up
 those that need it and no other; the next start goes on with the command that failed, which itself
-goes on from what it left.
+goes on from what it left. So it is after a stop, which ends what runs.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.lifetime import ended_by_signals
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -75,12 +78,13 @@ def run(parts: Sequence[Part], folder: Path, at_once: int, say: Say) -> list[str
     whole = {part.name for part in parts} - {part.name for part in left}
     clock = _Clock(left, at_once)
     running: dict[Future[None], Part] = {}
-    with ThreadPoolExecutor(at_once) as pool:
+    children: list[subprocess.Popen[bytes]] = []
+    with ThreadPoolExecutor(at_once) as pool, _ended_with(children):
         while True:
             for part in [p for p in left if set(p.needs) <= whole][: at_once - len(running)]:
                 left.remove(part)
                 say(f"{part.title} …  {clock.left()}")
-                running[pool.submit(_run_part, part, folder)] = part
+                running[pool.submit(_run_part, part, folder, children)] = part
             if not running:
                 return [part.name for part in parts if part.name not in whole]
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
@@ -113,17 +117,33 @@ class _Clock:
         return f"about {max(1, round(self.ahead * pace)):,} minutes left"
 
 
-def _run_part(part: Part, folder: Path) -> None:
+@contextmanager
+def _ended_with(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Signals that would kill come as an exception, with which the children are told to end."""
+    try:
+        with ended_by_signals():
+            yield
+    except KeyboardInterrupt:
+        for child in children:
+            if child.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM)
+        raise
+
+
+def _run_part(part: Part, folder: Path, children: list["subprocess.Popen[bytes]"]) -> None:
     """Run the commands that have not ended well yet, and note each."""
     said, log = _noted(folder, part), folder / "parts" / f"{part.name}.log"
     for command in part.commands[len(said["cpu_seconds"]) :]:
         start = time.monotonic()
-        said["cpu_seconds"].append(_run_command(command, log))
+        said["cpu_seconds"].append(_run_command(command, log, children))
         said["seconds"] += time.monotonic() - start
         write_whole(_note(folder, part), [json.dumps(said, indent=1).encode()])
 
 
-def _run_command(command: Sequence[str], log: Path) -> float:
+def _run_command(
+    command: Sequence[str], log: Path, children: list["subprocess.Popen[bytes]"]
+) -> float:
     """Processor seconds of the command and of all that it started."""
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(command)}\n".encode())
@@ -135,6 +155,7 @@ def _run_command(command: Sequence[str], log: Path) -> float:
             stderr=output,
             env=_environment(),
         )
+        children.append(child)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:

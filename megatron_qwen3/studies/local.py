@@ -24,6 +24,7 @@ from pathlib import Path
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3.bar import duration
 from megatron_qwen3.config import Config, ConfigError, changes, load, to_toml
 from megatron_qwen3.cores import cores
@@ -78,21 +79,22 @@ def run_all(points: Sequence[Point], title: str, at_once: int = 1) -> list[Point
     tried.
 
     ConfigError: a folder holds a run of other settings, or the trainer refuses the first point.
-    Interrupted, it stops the ranks and says how to go on.
+    Interrupted or told to end, it stops the ranks and says how to go on.
     """
     for point in points:
         _check_folder(point)
     ranks = at_once * max((point.ranks for point in points), default=1)
     failed = []
     try:
-        with _Progress(title, points, at_once) as progress:
+        with ended_by_signals(), _Progress(title, points, at_once) as progress:
             for point, status in _runs(progress, max(1, cores() // ranks)):
                 if status:
                     failed.append(point)
                     _tell_failure(point, status, progress)
                 progress.over(point, is_done=not status)
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on with the points left") from None
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command goes on with the points left", file=sys.stderr)
+        raise SystemExit(stop.exit_status if isinstance(stop, Stopped) else 130) from None
     return failed
 
 

@@ -1,9 +1,14 @@
 """The parts of the reproduction run when those that they need are done, once, and go on."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
+from data_prep.lifetime import Stopped
 from examples.reproduce import parts as declared
 from examples.reproduce.plan import SIZES
 from examples.reproduce.running import Part, done, run
@@ -50,6 +55,24 @@ def test_a_part_that_was_stopped_goes_on_with_the_command_that_failed(tmp_path):
     (tmp_path / "second").touch()
     assert run([two], tmp_path / "out", 1, print) == []  # "x" of the first would fail
     assert len(done(tmp_path / "out", two)["cpu_seconds"]) == 2
+
+
+def test_a_stop_ends_what_runs_and_the_next_start_goes_on(tmp_path):
+    pid = tmp_path / "pid"
+    sleeps = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    part = Part("a", "a", (), (touch(tmp_path / "x"), ("python", "-c", sleeps)), 1.0)
+
+    def stop():
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Stopped):
+        run([part], tmp_path / "out", 1, print)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert len(json.loads((tmp_path / "out/parts/a.json").read_text())["cpu_seconds"]) == 1
 
 
 def test_a_part_made_by_other_commands_is_refused(tmp_path):

@@ -1,8 +1,12 @@
 """Studies: files become points, points become runs or job arrays, runs become curves."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +314,26 @@ def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other
     err = capsys.readouterr().err
     assert "4 points, 3 of them done before" in err
     assert "left 0:00" in err
+
+
+def test_a_study_that_is_told_to_end_ends_its_runs(tmp_path, monkeypatch, capsys):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    pid = tmp_path / "pid"
+    sleeps = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(local, "command", lambda point, file: [sys.executable, "-c", sleeps])
+
+    def stop():
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as end:
+        local.run_all([cases[0].point], "sweep")
+    assert end.value.code == 143
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_every_rank_of_a_study_has_the_threads_of_those_of_its_largest_point(tmp_path, monkeypatch):
