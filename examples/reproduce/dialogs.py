@@ -33,7 +33,7 @@ MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of
 # any /no_think, and which was the last only if it has to. Dialogs that are longer than any that it
 # is asked have several turns in a row without a flag.
 FLAGS = FlagSettings(
-    flagged_thinking=0.1, joined=0.95, most_turns=6, several_flags=0.2, system_flags=0.25
+    flagged_thinking=0.1, joined=0.95, most_turns=5, several_flags=0.2, system_flags=0.25
 )
 AFTER_OTHER = 0.7  # of the flags
 VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart

@@ -41,12 +41,12 @@ def teacher(plan: Plan) -> Iterator[Part]:
         "fusion",
         "fusion of the modes",
         ("reasoning",),
-        10,
+        14,
         _answers(plan, f"{mine}/teacher/post_2_reasoning_rl", f"{mine}/thought"),
         ("python", "-m", "examples.reproduce.dialogs", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
-        plan.train("teacher", "post_3_fusion", 1000, fused),
+        plan.train("teacher", "post_3_fusion", 1500, fused),
         plan.evaluate("teacher/post_3_fusion", "fusion", 400, *_obedience(plan, 400)),
     )
     budgets = [str(tokens) for tokens in range(6, 55, 6)]
@@ -108,12 +108,12 @@ def _obedience(plan: Plan, dialogs: int) -> Command:
 
 
 def _until(plan: Plan, given: str) -> Command:
-    """Off-policy distillation until one problem in four is right."""
+    """Off-policy distillation until one problem in five is right."""
     steps = plan.size.steps
     warmup = f"optim.warmup_steps={min(4, steps(100) - 1)}"
     words = plan.train("student", "distill_1_off_policy", 100, given, warmup)[2:]
     asked = ("--tasks", f"{plan.data}/queries.jsonl", "--out", f"{plan.mine}/evaluations/until")
-    limits = ("--least", "0.25", "--first", str(steps(100)), "--most", str(steps(500)))
+    limits = ("--least", "0.2", "--by", "10", "--first", f"{steps(100)}", "--most", f"{steps(500)}")
     return ("python", "-m", "examples.reproduce.until", *limits, *asked, *words)
 
 

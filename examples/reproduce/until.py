@@ -1,6 +1,6 @@
 """Trains a run on, a few steps at a time, until it gets a share of problems right.
 
-    python -m examples.reproduce.until --least 0.25 --tasks held_out.jsonl --out evaluations \\
+    python -m examples.reproduce.until --least 0.2 --tasks held_out.jsonl --out evaluations \\
         stages/distill_1_off_policy.toml models/student.toml run.dir=runs/reproduce/student
 
 Supervised training of small models leaps: after many steps with nothing right most is within a few
