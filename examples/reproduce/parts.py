@@ -117,7 +117,7 @@ def _texts(plan: Plan, model: str, folder: str, name: str, steps: int, *more: st
 
 def _balance(plan: Plan) -> Part:
     """The same sparse model balanced over the global batch and over micro-batches of one row."""
-    given = ("data.stage=domains", "train.global_batch=16", "train.micro_batch=1")
+    given = ("data.stage=domains", "train.micro_batch=1")
     domains = [f"{plan.data}/texts/documents/{name}.jsonl" for name in ("code", "docs", "worked")]
     commands: list[Command] = []
     for name in ("last_step", "micro_batch"):
