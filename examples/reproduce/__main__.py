@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)  # commands name the stage files of this checkout
     out = given.out or Path("runs/reproduce") / given.size
     seeds = range(1, given.seeds + 1)
-    asked = _asked(parts(SIZES[given.size], out, seeds), given.parts)
+    every = parts(SIZES[given.size], out, seeds)
+    asked = _asked(every, given.parts)
     out.mkdir(parents=True, exist_ok=True)
     with owned(out, "reproduce.lock"):
         failed = run(asked, out, given.at_once, lambda line: print(shown(line), flush=True))
-        notes = {part.name: note for part in asked if (note := done(out, part))}
-        tell(out, list(seeds), notes, given.size)
+        tell(out, list(seeds), _notes(out, every), given.size)
     print(shown(f"{out}/report.html"))
     return 1 if failed else 0
 
@@ -49,8 +50,17 @@ def tell(out: Path, seeds: Sequence[int], notes: dict[str, Any], size: str) -> N
     """Write the page of what is there: a claim of which a seed lacks a part is not measured."""
     folders = {seed: out / f"seed_{seed}" for seed in seeds}
     with pictures.style():
-        found = [(claim, claim.found(folders)) for claim in CLAIMS]
+        found = [(claim, claim.found(folders, notes)) for claim in CLAIMS]
     page.write(found, notes, size, out)
+
+
+def _notes(out: Path, every: Sequence[Part]) -> dict[str, Any]:
+    """Of the parts that are done, also before; not of those that other commands made."""
+    notes = {}
+    for part in every:
+        with suppress(ConfigError):
+            notes[part.name] = done(out, part)
+    return {name: note for name, note in notes.items() if note}
 
 
 def _asked(every: Sequence[Part], names: Sequence[str]) -> list[Part]:

@@ -7,6 +7,7 @@ import pytest
 from examples.reproduce.__main__ import tell
 from examples.reproduce.claims import CLAIMS, students, thinking
 from examples.reproduce.claims.claim import Measured
+from examples.reproduce.claims.spent import flops, of_batch
 from examples.reproduce.experts import mutual_information
 from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.model.flops import flops_per_token
@@ -58,8 +59,8 @@ def test_compute_counts_sampling_training_and_the_teachers_pass(tmp_path):
     teacher = load(["examples/reproduce/models/teacher.toml"], ["train.steps=1"]).model
     row = {"prompt_length": 30.0, "length": 50.0, "answers": 100, "trained": 0.25}
     forward = 100 * 80 * flops_per_token(student, 80) / 3
-    assert students.compute(row, student, None) == pytest.approx(forward * 1.75)
-    more = students.compute(row, student, teacher) - students.compute(row, student, None)
+    assert of_batch(row, student, None) == pytest.approx(forward * 1.75)
+    more = of_batch(row, student, teacher) - of_batch(row, student, None)
     assert more == pytest.approx(100 * 80 * flops_per_token(teacher, 80) / 3)
 
 
@@ -95,4 +96,24 @@ def test_settings_of_a_run_give_its_compute(tmp_path):
     (tmp_path / "student/student_rl/metrics.jsonl").write_text(lines)
     ((spent, right),) = students.curve(tmp_path, "student_rl")
     model = load(["examples/reproduce/models/student.toml"], ["train.steps=1"]).model
-    assert right == 0.5 and spent == pytest.approx(2 * students.compute(batch, model, None))
+    assert flops(tmp_path / "student/student_rl") == pytest.approx(spent)
+    assert right == 0.5 and spent == pytest.approx(2 * of_batch(batch, model, None))
+
+
+def test_pretraining_spends_what_each_token_takes_forward_and_backward(tmp_path):
+    config = load(["examples/reproduce/models/student.toml"], ["train.steps=2"])
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    rows = [{"kind": "train", "step": step, "tokens": 100 * step} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = 200 * flops_per_token(config.model, config.data.sequence_length)
+    assert flops(tmp_path) == pytest.approx(expected)
+
+
+def test_a_claim_is_told_of_the_seeds_whose_parts_are_done(tmp_path):
+    budgets_of(tmp_path / "seed_1", 0.1, 0.3, 0.5, 0.7)
+    evaluation(tmp_path / "seed_2/evaluations/budgets", direct=0.0)  # stopped on the way
+    seeds = {seed: tmp_path / f"seed_{seed}" for seed in (1, 2)}
+    claim = next(claim for claim in CLAIMS if claim.key == "a")
+    found = claim.found(seeds, {"general_1"})
+    assert found.holds and set(found.numbers[0].by_seed) == {1}
+    assert claim.found(seeds, {"general_3"}).said == "Not measured: general_1 is not done."

@@ -1,10 +1,10 @@
-"""A claim of the report, and what was found of it: `claim.found({1: Path("seed_1")})`.
+"""A claim of the report, and what was found of it: `claim.found({1: Path("seed_1")}, done)`.
 
 `Found.holds` is True or False where all that the claim needs was measured, else None.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,19 +58,27 @@ class Found:
 
 @dataclass(frozen=True)
 class Claim:
-    """key: its letter; report: what the report says; parts: that make its results; measure: reads
-    them, FileNotFoundError where a part has not run."""
+    """key: its letter; report: what the report says; parts: that make its results; runs: patterns
+    of their run folders in that of a seed; measure: reads the results, FileNotFoundError where
+    something of them is not there."""
 
     key: str
     title: str
     report: str
     parts: tuple[str, ...]
+    runs: tuple[str, ...]
     measure: Callable[[Seeds], Found]
 
-    def found(self, seeds: Seeds) -> Found:
-        """Of a claim that lacks a part's results, that it was not measured."""
+    def found(self, seeds: Seeds, done: Collection[str]) -> Found:
+        """What came of the seeds whose parts are done; of a claim without any, that it was not
+        measured."""
+        needs = {seed: [f"{part}_{seed}" for part in self.parts] for seed in seeds}
+        missing = [name for names in needs.values() for name in names if name not in done]
+        whole = {s: folder for s, folder in seeds.items() if not {*needs[s]} & {*missing}}
+        if not whole:
+            return Found(f"Not measured: {missing[0]} is not done.", None)
         try:
-            return self.measure(seeds)
+            return self.measure(whole)
         except FileNotFoundError as error:
             return Found(f"Not measured: {error.filename or error} is missing.", None)
 

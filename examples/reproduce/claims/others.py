@@ -1,6 +1,8 @@
 """Claims of long texts, mixtures and scaling laws, from the results of commands of their own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from examples.reproduce.claims.claim import Found, Measured, Seeds, mean, read
 from examples.reproduce.claims.sparse import loss
@@ -45,7 +47,30 @@ def reading(seeds: Seeds) -> Found:
         "are found.",
         both <= _AS_TRAINED and both < plain,
         numbers,
+        [_lengths(found)],
     )
+
+
+def _lengths(found: Mapping[int, list[dict[str, Any]]]) -> pictures.Picture:
+    """Loss at the end of a text by its length, of each way to read; means over seeds."""
+    axes = pictures.axes("tokens of the text", "loss of its last quarter, nats per token")
+    rows = next(iter(found.values()))
+    lengths = sorted({row["length"] for row in rows})
+    for hue, way in zip(pictures.HUES, dict.fromkeys(row["way"] for row in rows), strict=False):
+        losses = [
+            mean(
+                row["last_quarter"]
+                for of_seed in found.values()
+                for row in of_seed
+                if (row["way"], row["length"]) == (way, length)
+            )
+            for length in lengths
+        ]
+        axes.plot(lengths, losses, color=hue, marker="o", label=way)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.legend(frameon=False)
+    return pictures.finish(axes, "g", "Beyond the trained length", "means over seeds", False)
 
 
 def mixtures(seeds: Seeds) -> Found:
@@ -69,7 +94,18 @@ def mixtures(seeds: Seeds) -> Found:
         f"Held-out loss: {said}. The proxies are far too small to rank mixtures of real text.",
         all(least > 0 for values in ahead.values() for least in values),
         numbers,
+        [_by_mixture(losses)],
     )
+
+
+def _by_mixture(losses: Mapping[str, Mapping[int, float]]) -> pictures.Picture:
+    axes = pictures.axes("", "held-out loss, nats per token")
+    for place, (hue, by_seed) in enumerate(zip(pictures.HUES, losses.values(), strict=False)):
+        axes.scatter([place] * len(by_seed), list(by_seed.values()), color=hue)
+    axes.set_xticks(range(len(losses)), list(losses))
+    axes.margins(x=0.2)
+    caption = "a point a seed, each the mean of several runs"
+    return pictures.finish(axes, "h", "Mixtures", caption, is_wide=False)
 
 
 def laws(seeds: Seeds) -> Found:

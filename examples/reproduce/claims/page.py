@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.reproduce.claims.claim import Claim, Found
+from examples.reproduce.claims.spent import flops
 from megatron_qwen3.pages import page
 from megatron_qwen3.storage.whole import write_whole
 
@@ -31,7 +32,7 @@ def write(
     ]
     sections = [page.numbers(tiles), page.table("Claims", _overview(claims)), page.FIGURES]
     for claim, found in claims:
-        said = [f"The report: {claim.report}", f"Here: {found.said}", _times(claim, notes)]
+        said = [f"The report: {claim.report}", f"Here: {found.said}", _spent(claim, notes, folder)]
         sections.append(page.text(f"{claim.key}. {claim.title}: {_HOLDS[found.holds]}", said))
         if found.numbers:
             sections.append(page.table(f"Numbers of {claim.key}", _numbers(found)))
@@ -43,7 +44,12 @@ def write(
     pictures = [picture for _, found in claims for picture in found.pictures]
     title = "The report's claims, reproduced"
     page.write(folder / "report.html", title, subtitle, sections, pictures)
-    content = {"size": size, "seeds": seeds, "cpu_minutes": cpu, "claims": [*map(_json, claims)]}
+    content = {
+        "size": size,
+        "seeds": seeds,
+        "cpu_minutes": cpu,
+        "claims": [_json(one, folder) for one in claims],
+    }
     write_whole(folder / "report.json", [json.dumps(content, indent=1).encode()])
 
 
@@ -52,11 +58,19 @@ def _overview(claims: Sequence[tuple[Claim, Found]]) -> list[list[str]]:
     return lines + [[c.key, c.title, _HOLDS[found.holds], found.said] for c, found in claims]
 
 
-def _times(claim: Claim, notes: Mapping[str, Mapping[str, Any]]) -> str:
-    """The parts that make the claim's results, and their processor time over all seeds."""
+def _spent(claim: Claim, notes: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """The parts that make the claim's results, and their compute over all seeds."""
     mine = {name: note for name, note in notes.items() if name.rpartition("_")[0] in claim.parts}
     cpu = sum(sum(note["cpu_seconds"]) for note in mine.values())
-    return f"Parts: {', '.join(mine) or 'none is done'}; {cpu / 60:.1f} minutes of processor time."
+    return (
+        f"Parts: {', '.join(mine) or 'none is done'}; {cpu / 60:.1f} minutes of processor time, "
+        f"{_flops(claim, folder) / 1e12:,.2f} TFLOP of training and sampling."
+    )
+
+
+def _flops(claim: Claim, folder: Path) -> float:
+    found = (run for runs in claim.runs for run in folder.glob(f"seed_*/{runs}/metrics.jsonl"))
+    return sum(flops(file.parent) for file in found)
 
 
 def _numbers(found: Found) -> list[list[str]]:
@@ -74,7 +88,7 @@ def _commands(notes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _json(pair: tuple[Claim, Found]) -> dict[str, Any]:
+def _json(pair: tuple[Claim, Found], folder: Path) -> dict[str, Any]:
     claim, found = pair
     numbers = [
         {
@@ -86,7 +100,8 @@ def _json(pair: tuple[Claim, Found]) -> dict[str, Any]:
         for number in found.numbers
     ]
     texts = {"key": claim.key, "title": claim.title, "report": claim.report, "found": found.said}
-    return {**texts, "holds": found.holds, "parts": claim.parts, "numbers": numbers}
+    compute = {"parts": claim.parts, "flops": _flops(claim, folder)}
+    return {**texts, "holds": found.holds, **compute, "numbers": numbers}
 
 
 def _finite(value: float) -> float | None:

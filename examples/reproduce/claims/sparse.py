@@ -6,6 +6,7 @@ from examples.reproduce.claims.claim import Found, Measured, Seeds, mean, model_
 from megatron_qwen3.model.flops import active_parameter_count
 from megatron_qwen3.pages import pictures
 
+_SMOOTHED = 25  # steps
 _BALANCES = {"last_step": "global batch", "micro_batch": "micro-batch"}
 
 
@@ -54,6 +55,7 @@ def dense(seeds: Seeds) -> Found:
         f"{of_dense:.4f}.",
         of_sparse <= 1.01 * of_dense,
         numbers,
+        [_training(seeds)],
     )
 
 
@@ -72,6 +74,21 @@ def _active(run: Path) -> int:
     model = model_of(run)
     ends = 1 if model.tie_embeddings else 2
     return active_parameter_count(model) - ends * model.vocab_size * model.hidden_size
+
+
+def _training(seeds: Seeds) -> pictures.Picture:
+    """Training loss of both models by tokens, means of several steps."""
+    axes = pictures.axes("thousand tokens", "training loss, nats per token")
+    for hue, name in zip(pictures.HUES, ("dense", "sparse"), strict=False):
+        for order, folder in enumerate(seeds.values()):
+            found = rows(folder / "sizes" / name, "train")
+            groups = [found[at : at + _SMOOTHED] for at in range(0, len(found), _SMOOTHED)]
+            tokens = [group[-1]["tokens"] / 1e3 for group in groups]
+            losses = [mean(row["loss"] for row in group) for group in groups]
+            axes.plot(tokens, losses, color=hue, label=name if order == 0 else None)
+    axes.legend(frameon=False)
+    caption = f"a line a seed, means of {_SMOOTHED} steps"
+    return pictures.finish(axes, "f", "Sparse against dense", caption, is_wide=False)
 
 
 def _domains(seeds: Seeds) -> pictures.Picture:

@@ -1,8 +1,7 @@
 """Claim d: on-policy distillation against reinforcement learning of one student.
 
-Compute is that of all passes over tokens, by `model/flops.py`: sampling reads each prompt and each
-answer once, the teacher too, training reads them three times. What the teacher's own training took
-is left out, as the report leaves it out.
+Compute is that of all passes over tokens (`spent.py`). What the teacher's own training took is left
+out, as the report leaves it out.
 """
 
 from pathlib import Path
@@ -16,9 +15,8 @@ from examples.reproduce.claims.claim import (
     model_of,
     rows,
 )
-from megatron_qwen3.model.flops import flops_per_token
+from examples.reproduce.claims.spent import of_batch
 from megatron_qwen3.pages import pictures
-from megatron_qwen3.settings import ModelConfig
 
 Curve = list[tuple[float, float]]  # FLOPs spent, share right of held-out problems
 ON_POLICY, RL = "distill_2_on_policy", "student_rl"
@@ -73,20 +71,10 @@ def curve(folder: Path, run: str) -> Curve:
     evaluated = {row["step"]: row for row in rows(folder / "student" / run, "eval")}
     for step in sorted({*of_step, *evaluated}):
         if row := of_step.get(step):
-            spent += compute(row, student, teacher if run == ON_POLICY else None)
+            spent += of_batch(row, student, teacher if run == ON_POLICY else None)
         if (row := evaluated.get(step)) and row.get("pass_rate") is not None:
             points.append((spent, row["pass_rate"]))
     return points
-
-
-def compute(row: dict[str, float], student: ModelConfig, teacher: ModelConfig | None) -> float:
-    """FLOPs of one batch of rollouts and the updates on it."""
-    length = row["prompt_length"] + row["length"]
-    tokens = row["answers"] * length
-    forward = tokens * flops_per_token(student, int(length)) / 3
-    trained = 3 * forward * row["trained"]
-    of_teacher = tokens * flops_per_token(teacher, int(length)) / 3 if teacher else 0.0
-    return forward + trained + of_teacher
 
 
 def ratio_of(distilled: Curve, reinforced: Curve, at_end: float) -> float:

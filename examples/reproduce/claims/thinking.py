@@ -1,5 +1,6 @@
 """Claims of thinking: budgets, reasoning RL from the cold start, and the fusion of both modes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.reproduce.claims.claim import (
@@ -115,7 +116,22 @@ def fusion(seeds: Seeds) -> Found:
         "from before the fusion.",
         obeyed_at_end >= 0.989 and lost <= 0.02,
         [before, *numbers],
+        [_stages((before, *numbers[1::2]), numbers[::2])],
     )
+
+
+def _stages(right: Sequence[Measured], obeyed: Sequence[Measured]) -> pictures.Picture:
+    """By stage: before the fusion, after it, after general RL."""
+    axes = pictures.axes("", "%")
+    lines = (("right with thinking", right, 0), ("flags obeyed", obeyed, 1))
+    for hue, (name, numbers, first) in zip(pictures.HUES, lines, strict=False):
+        for order, seed in enumerate(right[0].by_seed):
+            values = [100 * number.by_seed[seed] for number in numbers]
+            at, label = range(first, first + len(values)), name if order == 0 else None
+            axes.plot(at, values, color=hue, marker="o", label=label)
+    axes.set_xticks(range(3), ["reasoning RL", "fusion", "general RL"])
+    axes.legend(frameon=False)
+    return pictures.finish(axes, "c", "Both modes by stage", "a line a seed", is_wide=False)
 
 
 def _curves(curves: dict[int, list[tuple[int, float]]]) -> pictures.Picture:
