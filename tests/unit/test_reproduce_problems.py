@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 
 from examples.reproduce import corpus, problems
-from examples.reproduce.dialogs import VERSIONS, cold_start, fuse, task
+from examples.reproduce.dialogs import DIALOGS, cold_start, flagged, fuse, task
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.posttrain.verifiers import verdict
 
@@ -91,10 +91,19 @@ def test_fused_dialogs_think_where_the_last_flag_says_so(tmp_path):
         rows.append({**row, "domain": "chain"})
     thought = tmp_path / "thought.jsonl"
     thought.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dialogs, turns = list(fuse(thought, 1)), 0
+    dialogs, bare = list(fuse(thought, 1)), []
     for dialog in dialogs:
         for place, message in enumerate(dialog["messages"]):
             if message["role"] == "assistant":
-                turns += 1
-                assert thinks(dialog["messages"][:place]) == bool(message["reasoning_content"])
-    assert turns == 80 * VERSIONS and len(dialogs) < turns
+                mode = thinks(dialog["messages"][:place])
+                assert mode == bool(message["reasoning_content"])
+                if "think" not in dialog["messages"][place - 1]["content"]:
+                    bare.append(mode)
+    assert len(dialogs) == 40 * DIALOGS
+    assert 0.2 < mean(bare) < 0.9  # a turn without a flag is in either mode
+
+
+def test_a_guess_without_thinking_has_no_reward():
+    random = Random(3)
+    for row in (flagged(random, 3) for _ in range(100)):
+        assert (row["rewards"] == {}) == thinks(row["messages"])
