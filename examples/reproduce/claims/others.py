@@ -56,7 +56,8 @@ def _lengths(found: Mapping[int, list[dict[str, Any]]]) -> pictures.Picture:
     axes = pictures.axes("tokens of the text", "loss of its last quarter, nats per token")
     rows = next(iter(found.values()))
     lengths = sorted({row["length"] for row in rows})
-    for hue, way in zip(pictures.HUES, dict.fromkeys(row["way"] for row in rows), strict=False):
+    ways = dict.fromkeys(row["way"] for row in rows)
+    for width, (hue, way) in enumerate(zip(pictures.HUES, ways, strict=False)):
         losses = [
             mean(
                 row["last_quarter"]
@@ -66,7 +67,8 @@ def _lengths(found: Mapping[int, list[dict[str, Any]]]) -> pictures.Picture:
             )
             for length in lengths
         ]
-        axes.plot(lengths, losses, color=hue, marker="o", label=way)
+        # Those beneath are wider: three of the four may lie on each other.
+        axes.plot(lengths, losses, color=hue, linewidth=5 - width, marker="o", label=way)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.legend(frameon=False)

@@ -36,10 +36,7 @@ def distillation(seeds: Seeds) -> Found:
         name: {s: accuracy(f / f"evaluations/{name}", "thinking") for s, f in seeds.items()}
         for name in ("off_policy", "on_policy", "student_rl")
     }
-    ratio = {
-        seed: ratio_of(c[ON_POLICY], c[RL], ends["student_rl"][seed]["value"])
-        for seed, c in curves.items()
-    }
+    ratio = {seed: ratio_of(c[ON_POLICY], c[RL]) for seed, c in curves.items()}
     numbers = [
         measured("start, after off-policy distillation", ends["off_policy"]),
         measured("after on-policy distillation", ends["on_policy"]),
@@ -77,9 +74,10 @@ def curve(folder: Path, run: str) -> Curve:
     return points
 
 
-def ratio_of(distilled: Curve, reinforced: Curve, at_end: float) -> float:
-    """Compute with which distillation first is as good as RL at its end, over all that RL spent."""
-    spent = max((flops for flops, _ in reinforced), default=0.0)
+def ratio_of(distilled: Curve, reinforced: Curve) -> float:
+    """Compute with which distillation first is as good as RL at its end, over all that RL spent;
+    both as they are evaluated on the way."""
+    spent, at_end = reinforced[-1] if reinforced else (0.0, 1.0)
     reached = [flops for flops, accuracy in distilled if accuracy >= at_end]
     return min(reached) / spent if reached and spent else float("inf")
 
