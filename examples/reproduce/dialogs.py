@@ -8,30 +8,36 @@
 `cold-start`: questions with thinking that merges steps now and then, and right answers: a few
 hundred steps of them give the form and leave reinforcement learning room. `tasks`: questions and
 the verifier of each. `flagged`: the same in dialogs of several turns with flags. `fuse`: the right
-thinking of a model, as `mq3 data build distill` kept it, and its answers without thinking, in
-dialogs of several turns whose flags say which.
+thinking of a model, as `mq3 data build distill` kept it, beside as many other questions that are
+answered at once, with flags, in dialogs of several turns.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from examples.reproduce import problems
 from megatron_qwen3.chat import thinks
+from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.generators import Answer
 from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three
-MOST_TURNS = 5  # of fused dialogs, one more than general RL and the evaluation ask
-DIALOGS = 3  # for each thought, with other flags and neighbours: few would be learned by heart
+# Turns whose flag stands in an earlier one are many, and most flags follow the other one: a small
+# model obeys a flag that it has before it at once. Of those further back it asks whether there is
+# any /no_think, and which was the last only if it has to.
+FLAGS = FlagSettings(flagged_thinking=0.1, joined=0.95, several_flags=0.2, system_flags=0.25)
+AFTER_OTHER = 0.7  # of the flags
+VERSIONS = 4  # of every sample, with other flags and neighbours: few would be learned by heart
 SYSTEM = "You are a helpful assistant."
-# Half of the turns have no flag, so that an earlier one is in force: a small model obeys one that
-# it has before it at once, and looks for one further back only if it has to. Of those that have,
-# half have both, whose order is what counts.
-OF_TURN = ("", "", "", "", "/think", "/no_think", "/think /no_think", "/no_think /think")
+OF_TURN = ("", "/think", "/no_think", "/think /no_think", "/no_think /think")
 OF_SYSTEM = ("", "/think", "/no_think")
+BARE = 0.6  # of the last turns have no flag, so that an earlier one is in force
 
 
 def cold_start(random: Random, fewest: int) -> dict[str, Any]:
@@ -59,44 +65,54 @@ def flagged(random: Random, fewest: int) -> dict[str, Any]:
     """A task in a dialog of one to four turns, whose flags change; the last one is in force. An
     answer at once is right by chance alone, from which there is nothing to learn."""
     row = task(random, fewest)
-    messages = _system(random)
+    messages: list[dict[str, Any]] = []
+    if random.random() < 0.4:
+        text = f"{SYSTEM} {random.choice(OF_SYSTEM)}".strip()
+        messages.append({"role": "system", "content": text})
     for _ in range(random.randint(0, 3)):
         before = _drawn(random, fewest)
         messages.append(_with_flag(_asked(before), random))
         messages.append({"role": "assistant", "content": before.answer})
-    messages.append(_with_flag(row["messages"][-1], random))
+    asked = row["messages"][-1]
+    messages.append(asked if random.random() < BARE else _with_flag(asked, random))
     return {**row, "messages": messages, "rewards": {} if thinks(messages) else {"verifier": 0}}
-
-
-def fuse(thought: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """Dialogs of both modes. thought: lines of one question and its right answer with thinking."""
-    random = Random(seed)
-    rows = [json.loads(line) for line in thought.open()]
-    for number in range(DIALOGS * len(rows)):
-        turns = random.choices(rows, k=random.randint(1, MOST_TURNS))
-        domain = {"source": turns[-1]["source"], "domain": turns[-1]["domain"]}
-        yield {"id": f"fused-{number}", **domain, "messages": _both_modes(turns, random)}
-
-
-def _both_modes(turns: Sequence[Mapping[str, Any]], random: Random) -> list[dict[str, Any]]:
-    """Each turn's question with flags, and its answer in the mode that they set."""
-    messages = _system(random)
-    for turn in turns:
-        question, answer = turn["messages"]
-        messages.append(_with_flag(question, random))
-        messages.append(answer if thinks(messages) else {**answer, "reasoning_content": ""})
-    return messages
-
-
-def _system(random: Random) -> list[dict[str, Any]]:
-    """No message, or in four of ten dialogs the system's, with a flag or without."""
-    if random.random() >= 0.4:
-        return []
-    return [{"role": "system", "content": f"{SYSTEM} {random.choice(OF_SYSTEM)}".strip()}]
 
 
 def _with_flag(message: dict[str, Any], random: Random) -> dict[str, Any]:
     return {**message, "content": f"{message['content']} {random.choice(OF_TURN)}".strip()}
+
+
+def fuse(thought: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Dialogs of both modes. thought: lines of one question and one answer with thinking each."""
+    random = Random(seed)
+    rows = [json.loads(line) for line in thought.open()]
+    samples = [_thinking(row, number) for number, row in enumerate(rows)]
+    samples += [_at_once(_drawn(random), number) for number in range(len(rows))]
+    for version in range(VERSIONS):
+        for row in fused(samples, replace(FLAGS, seed=version)):
+            for message in row["messages"]:
+                if message["role"] == "user" and random.random() < AFTER_OTHER:
+                    message["content"] = _after_other(message["content"])
+            yield row
+
+
+def _after_other(text: str) -> str:
+    """The text with the other flag before its last one, which it does not change."""
+    before, flag, after = text.rpartition("/no_think" if text.endswith("/no_think") else "/think")
+    other = "/think" if flag == "/no_think" else "/no_think"
+    return f"{before}{other} {flag}" if flag and not after else text
+
+
+def _thinking(row: dict[str, Any], number: int) -> Answered:
+    question, answer = row["messages"]
+    text = f"<think>\n{answer['reasoning_content']}\n</think>\n\n{answer['content']}"
+    query = Query(f"thinking-{number}", (question,), "", row["source"], row["source"])
+    return Answered(query, "thinking", lambda: Answer(text, "stop"))
+
+
+def _at_once(problem: problems.Problem, number: int) -> Answered:
+    query = Query(f"at-once-{number}", (_asked(problem),), "", problem.kind, problem.kind)
+    return Answered(query, "non-thinking", lambda: Answer(problem.answer, "stop"))
 
 
 def _drawn(random: Random, fewest: int = 3) -> problems.Problem:

@@ -179,7 +179,7 @@ def _mixture(plan: Plan) -> Part:
 
 def _ladder(plan: Plan) -> Part:
     """Laws of three sizes, the sweep of a fourth, and that one by the laws."""
-    tokens = f"{max(20e3, 500e3 * plan.size.share):g}"
+    tokens = f"{max(20e3, 300e3 * plan.size.share):g}"
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
     # Few steps know no best rate unless those beside it are far off.
     few = plan.size.name == "smoke"

@@ -239,13 +239,18 @@ def best_split(weights_P, rates_P, most_P):
     return shares(level)
 
 
+def anywhere(natural_P):
+    """Mixtures between which all others lie, the natural one first."""
+    return np.vstack([natural_P, np.eye(len(natural_P))])
+
+
 @pytest.mark.parametrize("most", [1.0, 0.3])
 def test_the_optimum_of_laws_is_where_their_slopes_are_equal(most):
     rng = np.random.default_rng(5)
     rates_P, weights_P = rng.uniform(1, 8, 6), rng.dirichlet(np.ones(6))
     laws = Laws(np.zeros(6), -np.diag(rates_P))
     most_P, natural_P = np.full(6, most), np.full(6, 1 / 6)
-    found = lowest(laws, weights_P, natural_P, most_P, 0.0, np.empty((0, 6)))
+    found = lowest(laws, weights_P, natural_P, most_P, 0.0, anywhere(natural_P))
     assert found == pytest.approx(best_split(weights_P, rates_P, most_P), abs=2e-4)
 
 
@@ -255,7 +260,7 @@ def test_no_candidate_is_better_than_the_optimum_of_fitted_laws():
     laws = fit_laws(shares_NP, loss_NT)
     tried_NP = swarm(natural_P, most_P, 5_000, seed=9)
     for pull in (0.0, 0.02):
-        found = lowest(laws, weights_T, natural_P, most_P, pull, tried_NP)
+        found = lowest(laws, weights_T, natural_P, most_P, pull, anywhere(natural_P))
         ours = laws.predict(found[None]) @ weights_T + pull * divergence(found[None], natural_P)
         theirs = laws.predict(tried_NP) @ weights_T + pull * divergence(tried_NP, natural_P)
         assert ours[0] <= theirs.min() + 1e-9
@@ -269,8 +274,19 @@ def test_no_candidate_is_better_than_the_optimum_of_fitted_laws():
 
 def test_a_strong_pull_gives_the_natural_mixture():
     truth, natural_P, *_ = synthetic()
-    found = lowest(truth, np.full(3, 1 / 3), natural_P, np.ones(4), 1e3, np.empty((0, 4)))
+    found = lowest(truth, np.full(3, 1 / 3), natural_P, np.ones(4), 1e3, anywhere(natural_P))
     assert found == pytest.approx(natural_P, abs=2e-3)
+
+
+def test_no_part_has_less_than_in_any_mixture_that_was_tried():
+    """What a law says of a domain left out no run has shown."""
+    laws = Laws(np.zeros(1), np.array([[-5.0, 0.0, 0.0]]))  # the more of the first the better
+    tried_NP = np.array([[0.3, 0.3, 0.4], [0.5, 0.1, 0.4], [0.6, 0.3, 0.1]])
+    found = lowest(laws, np.ones(1), tried_NP[0], np.ones(3), 0.0, tried_NP)
+    assert found == pytest.approx(tried_NP[2], abs=1e-6)
+    capped = lowest(laws, np.ones(1), tried_NP[0], np.array([0.55, 1.0, 1.0]), 0.0, tried_NP)
+    assert capped[0] == pytest.approx(0.55, abs=1e-6)
+    assert capped[1] >= 0.1 - 1e-9 and capped[2] >= 0.1 - 1e-9
 
 
 def test_the_optimum_of_boosting_is_among_the_best_candidates():

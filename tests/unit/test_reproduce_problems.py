@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 
 from examples.reproduce import corpus, problems
-from examples.reproduce.dialogs import DIALOGS, cold_start, flagged, fuse, task
+from examples.reproduce.dialogs import VERSIONS, cold_start, flagged, fuse, task
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.posttrain.verifiers import verdict
 
@@ -99,7 +99,7 @@ def test_fused_dialogs_think_where_the_last_flag_says_so(tmp_path):
                 assert mode == bool(message["reasoning_content"])
                 if "think" not in dialog["messages"][place - 1]["content"]:
                     bare.append(mode)
-    assert len(dialogs) == 40 * DIALOGS
+    assert sum(len(dialog["messages"]) for dialog in dialogs) >= 2 * 80 * VERSIONS
     assert 0.2 < mean(bare) < 0.9  # a turn without a flag is in either mode
 
 
