@@ -178,12 +178,12 @@ def _mixture(plan: Plan) -> Part:
 
 
 def _ladder(plan: Plan) -> Part:
-    """Laws of three sizes, the sweep of a fourth, and that one by the laws."""
-    tokens = f"{max(20e3, 300e3 * plan.size.share):g}"
+    """A law of three sizes, the sweep of a fourth, and that one by the law."""
+    tokens = f"{max(20e3, 400e3 * plan.size.share):g}"
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
     # Few steps know no best rate unless those beside it are far off.
     few = plan.size.name == "smoke"
-    tried = ("--batches", "4", "--factors", "0.03", "1", "30") if few else ()
+    tried = ("--factors", "0.05", "1", "20") if few else ()
     smaller = ("xs", "s") if few else ("xs", "s", "m")
     commands: list[Command] = []
     for name, sizes in (("ladder", smaller), ("left_out", ("l",))):
@@ -200,5 +200,6 @@ def _ladder(plan: Plan) -> Part:
     by = ("--by", overlay, "--dir", f"{plan.mine}/by_laws", "--out", file)
     once = ("python", "-m", "examples.reproduce.ladder", *texts, "--sizes", "l", *by)
     tuned = ("mq3", "study", "laws", "run", file, "--no-fit")
-    title = "laws of rate and batch"
-    return plan.part("ladder", title, ("texts",), 16, *commands, fit, once, tuned)
+    return plan.part(
+        "ladder", "law of the learning rate", ("texts",), 9, *commands, fit, once, tuned
+    )

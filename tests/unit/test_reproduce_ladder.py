@@ -1,8 +1,6 @@
-"""The ladder's study files: sweeps of sizes, and the one run that laws ask for."""
+"""The ladder's study files: sweeps of sizes, and the one run that a law asks for."""
 
 import sys
-
-import pytest
 
 from examples.reproduce import ladder
 from megatron_qwen3.studies import ladder as ladders
@@ -23,28 +21,20 @@ def overlay(tmp_path, text):
     return str(file)
 
 
-def test_every_size_is_swept_over_rates_and_batches(tmp_path, monkeypatch):
+def test_every_size_is_swept_over_rates(tmp_path, monkeypatch):
     study = written(tmp_path, monkeypatch, "--sizes", "xs", "l")
-    grids = study.stages[0].grids
-    assert [grid.models for grid in grids] == [("xs",)] * 3 + [("l",)] * 3
-    assert [grid.global_batch for grid in grids] == [(2,), (4,), (8,)] * 2
-    assert grids[1].lr == (6e-3, 12e-3, 24e-3)
-    assert grids[0].lr[1] == pytest.approx(12e-3 / 2**0.5, rel=1e-2)
+    small, large = study.stages[0].grids
+    assert (small.models, large.models) == (("xs",), ("l",))
+    assert small.lr == (2.5e-3, 5e-3, 10e-3, 20e-3)
+    assert max(large.lr) < max(small.lr) and small.global_batch == large.global_batch
 
 
-def test_the_run_by_laws_has_their_rate_and_batch(tmp_path, monkeypatch):
-    by = overlay(tmp_path, "[optim]\nlr = 3.1e-3\n[train]\nglobal_batch = 3\n")
+def test_factors_may_be_others(tmp_path, monkeypatch):
+    (grid,) = written(tmp_path, monkeypatch, "--sizes", "m", "--factors", "1", "10").stages[0].grids
+    assert grid.lr == (3e-3, 30e-3)
+
+
+def test_the_run_by_the_law_has_its_rate(tmp_path, monkeypatch):
+    by = overlay(tmp_path, "[optim]\nlr = 3.1e-3\nmin_lr = 3.1e-4\n")
     (grid,) = written(tmp_path, monkeypatch, "--sizes", "l", "--by", by).stages[0].grids
-    assert (grid.lr, grid.global_batch) == ((3.1e-3,), (3,))
-
-
-def test_without_a_law_of_the_batch_the_middle_one_stays(tmp_path, monkeypatch):
-    by = overlay(tmp_path, "[optim]\nlr = 3.1e-3\n")
-    (grid,) = written(tmp_path, monkeypatch, "--sizes", "l", "--by", by).stages[0].grids
-    assert grid.global_batch == (4,)
-
-
-def test_laws_without_a_rate_are_refused(tmp_path, monkeypatch):
-    by = overlay(tmp_path, "[train]\nglobal_batch = 3\n")
-    with pytest.raises(SystemExit, match="the ladder determined no rate"):
-        written(tmp_path, monkeypatch, "--sizes", "l", "--by", by)
+    assert grid.lr == (3.1e-3,)

@@ -83,9 +83,10 @@ CLAIMS = (
     ),
     Claim(
         "i",
-        "Laws of rate and batch",
+        "Laws of the learning rate",
         "Scaling laws of small runs give the rate and the batch of a larger one (section 3.1); "
-        "here within 1 % of the best loss found at a size that was left out.",
+        "here the rate, within 1 % of the best loss found at a size that was left out. (The "
+        "smallest batch is best at nearly every size here.)",
         ("ladder",),
         ("ladder/*/*", "left_out/*/*", "by_laws/*/*"),
         others.laws,

@@ -111,14 +111,14 @@ def _by_mixture(losses: Mapping[str, Mapping[int, float]]) -> pictures.Picture:
 
 
 def laws(seeds: Seeds) -> Found:
-    """i: rate and batch of a size that was left out."""
+    """i: the rate of a size that was left out."""
     tuned = {seed: _swept(folder / "by_laws")[0] for seed, folder in seeds.items()}
     swept = _swept(next(iter(seeds.values())) / "left_out")
     best = {seed: min(_swept(folder / "left_out")) for seed, folder in seeds.items()}
     worst = {seed: max(_swept(folder / "left_out")) for seed, folder in seeds.items()}
     above = {seed: tuned[seed] / best[seed] - 1 for seed in seeds}
     numbers = [
-        Measured("loss by the laws' rate and batch", tuned),
+        Measured("loss by the law's rate", tuned),
         Measured("best loss of the sweep", best),
         Measured("worst loss of the sweep", worst),
         Measured("above the best", above, percent=True),
@@ -145,5 +145,5 @@ def _sweep(seeds: Seeds, tuned: dict[int, float]) -> pictures.Picture:
         axes.scatter([seed] * len(swept), swept, color=hue, alpha=0.5)
         axes.scatter([seed], [tuned[seed]], color=hue, marker="*", s=120)
     axes.set_xticks(list(seeds))
-    caption = "stars: by the laws of smaller sizes; points: the sweep of this size"
+    caption = "stars: by the law of smaller sizes; points: the sweep of this size"
     return pictures.finish(axes, "i", "Laws against a sweep", caption, is_wide=False)
