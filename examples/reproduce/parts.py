@@ -183,15 +183,14 @@ def _ladder(plan: Plan) -> Part:
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
     # Few steps know no best rate unless those beside it are far off.
     few = plan.size.name == "smoke"
-    tried = ("--factors", "0.05", "1", "20") if few else ()
-    smaller = ("xs", "s") if few else ("xs", "s", "m")
+    smaller = ("xs", "s", "--factors", "0.05", "1", "300") if few else ("xs", "s", "m")
+    left_out = ("l", "--factors", "1") if few else ("l",)
     commands: list[Command] = []
-    for name, sizes in (("ladder", smaller), ("left_out", ("l",))):
+    for name, swept in (("ladder", smaller), ("left_out", left_out)):
         file = f"{plan.mine}/{name}.toml"
         out = ("--dir", f"{plan.mine}/{name}", "--out", file)
-        swept = ("--sizes", *sizes, *tried)
-        commands.append(("python", "-m", "examples.reproduce.ladder", *texts, *swept, *out))
-        commands.append(("mq3", "study", "laws", "run", file, "--no-fit"))
+        write = ("python", "-m", "examples.reproduce.ladder", *texts, "--sizes", *swept, *out)
+        commands += [write, ("mq3", "study", "laws", "run", file, "--no-fit")]
     model = f"{HERE}/models/left_out.toml"
     predicted = ("--model", model, "--tokens", tokens, "--sequence-length", "128")
     overlay = f"{plan.mine}/tuned.toml"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from examples.reproduce.__main__ import tell
-from examples.reproduce.claims import CLAIMS, students, thinking
+from examples.reproduce.claims import CLAIMS, others, students, thinking
 from examples.reproduce.claims.claim import Measured
 from examples.reproduce.claims.spent import flops, of_batch
 from examples.reproduce.experts import mutual_information
@@ -117,3 +117,13 @@ def test_a_claim_is_told_of_the_seeds_whose_parts_are_done(tmp_path):
     found = claim.found(seeds, {"general_1"})
     assert found.holds and set(found.numbers[0].by_seed) == {1}
     assert claim.found(seeds, {"general_3"}).said == "Not measured: general_1 is not done."
+
+
+@pytest.mark.parametrize(("by_cells", "holds"), [((2.0, 2.1, 2.0), True), ((2.0, 2.9, 2.0), False)])
+def test_mixtures_hold_where_every_run_is_ahead_beyond_chance(tmp_path, by_cells, holds):
+    losses = {"by domain": (2.5, 2.6, 2.6), "natural": (3.0, 3.1, 3.0), "by cells": by_cells}
+    checks = [{"name": name, "losses": values} for name, values in losses.items()]
+    (tmp_path / "mixture").mkdir()
+    (tmp_path / "mixture/mixture.json").write_text(json.dumps({"checks": checks}))
+    found = others.mixtures({1: tmp_path})
+    assert found.holds is holds and len(found.numbers) == 3
