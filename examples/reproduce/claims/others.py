@@ -131,8 +131,10 @@ def laws(seeds: Seeds) -> Found:
         Measured("worst loss of the sweep", worst),
         Measured("above the best", above, percent=True),
     ]
+    off = numbers[3].mean
     return Found(
-        f"{100 * numbers[3].mean:.1f} % above the best of the {len(swept)} runs at that size.",
+        f"{100 * abs(off):.1f} % {'above' if off > 0 else 'below'} the best of the {len(swept)} "
+        "runs at that size.",
         all(value <= 0.01 for value in above.values()),
         numbers,
         [_sweep(seeds, tuned)],
