@@ -183,7 +183,7 @@ def _ladder(plan: Plan) -> Part:
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
     # Few steps know no best rate unless those beside it are far off.
     few = plan.size.name == "smoke"
-    smaller = ("xs", "s", "--factors", "0.05", "1", "300") if few else ("xs", "s", "m")
+    smaller = ("xs", "s", "--factors", "0.05", "20", "300") if few else ("xs", "s", "m")
     left_out = ("l", "--factors", "1") if few else ("l",)
     commands: list[Command] = []
     for name, swept in (("ladder", smaller), ("left_out", left_out)):
