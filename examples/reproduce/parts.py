@@ -126,13 +126,13 @@ def _balance(plan: Plan) -> Part:
         out = ("--texts", *domains, "--out", f"{plan.mine}/balance/{name}.json")
         run = f"{plan.mine}/balance/{name}"
         commands.append(("python", "-m", "examples.reproduce.experts", run, *out))
-    return plan.part("balance", "balance of experts", ("texts",), 8, *commands)
+    return plan.part("balance", "balance of experts", ("texts",), 5, *commands)
 
 
 def _sizes(plan: Plan) -> Part:
     """A dense model, and a sparse one with a fifth of its active parameters."""
     runs = [_texts(plan, model, "sizes", model, 800) for model in ("dense", "sparse")]
-    return plan.part("sizes", "sparse against dense", ("texts",), 16, *runs)
+    return plan.part("sizes", "sparse against dense", ("texts",), 6, *runs)
 
 
 def _long(plan: Plan) -> Part:
@@ -153,7 +153,7 @@ def _long(plan: Plan) -> Part:
         "long",
         "four times the trained length",
         ("long_texts",),
-        12,
+        9,
         train("short", 700, 150),
         train("long", 600, 200),
         ("mq3", "read-long", f"{plan.mine}/long/long", *texts, *keys)
@@ -200,5 +200,5 @@ def _ladder(plan: Plan) -> Part:
     once = ("python", "-m", "examples.reproduce.ladder", *texts, "--sizes", "l", *by)
     tuned = ("mq3", "study", "laws", "run", file, "--no-fit")
     return plan.part(
-        "ladder", "law of the learning rate", ("texts",), 9, *commands, fit, once, tuned
+        "ladder", "law of the learning rate", ("texts",), 13, *commands, fit, once, tuned
     )

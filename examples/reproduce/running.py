@@ -78,8 +78,8 @@ def run(parts: Sequence[Part], folder: Path, at_once: int, say: Say) -> list[str
     whole = {part.name for part in parts} - {part.name for part in left}
     clock = _Clock(left, at_once)
     running: dict[Future[None], Part] = {}
-    children: list[subprocess.Popen[bytes]] = []
-    with ThreadPoolExecutor(at_once) as pool, _ended_with(children):
+    children = Children()
+    with ThreadPoolExecutor(at_once) as pool, children.ended_by_signals():
         while True:
             for part in [p for p in left if set(p.needs) <= whole][: at_once - len(running)]:
                 left.remove(part)
@@ -117,21 +117,38 @@ class _Clock:
         return f"about {max(1, round(self.ahead * pace)):,} minutes left"
 
 
-@contextmanager
-def _ended_with(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """Signals that would kill come as an exception, with which the children are told to end."""
-    try:
-        with ended_by_signals():
-            yield
-    except KeyboardInterrupt:
-        for child in children:
-            if child.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGTERM)
-        raise
+class Children:
+    """Commands that run, each with what it starts in a group of its own."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._is_stopped = False
+
+    def add(self, child: "subprocess.Popen[bytes]") -> None:
+        """One more, which ends at once where all have been told to."""
+        self._started.append(child)
+        if self._is_stopped:
+            self._end(child)
+
+    @contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """Signals that would kill come as an exception, with which all are told to end."""
+        try:
+            with ended_by_signals():
+                yield
+        except KeyboardInterrupt:
+            self._is_stopped = True  # before those that are there end and others follow them
+            for child in self._started:
+                self._end(child)
+            raise
+
+    def _end(self, child: "subprocess.Popen[bytes]") -> None:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
 
 
-def _run_part(part: Part, folder: Path, children: list["subprocess.Popen[bytes]"]) -> None:
+def _run_part(part: Part, folder: Path, children: Children) -> None:
     """Run the commands that have not ended well yet, and note each."""
     said, log = _noted(folder, part), folder / "parts" / f"{part.name}.log"
     for command in part.commands[len(said["cpu_seconds"]) :]:
@@ -141,9 +158,7 @@ def _run_part(part: Part, folder: Path, children: list["subprocess.Popen[bytes]"
         write_whole(_note(folder, part), [json.dumps(said, indent=1).encode()])
 
 
-def _run_command(
-    command: Sequence[str], log: Path, children: list["subprocess.Popen[bytes]"]
-) -> float:
+def _run_command(command: Sequence[str], log: Path, children: Children) -> float:
     """Processor seconds of the command and of all that it started."""
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(command)}\n".encode())
@@ -154,8 +169,9 @@ def _run_command(
             stdout=output,
             stderr=output,
             env=_environment(),
+            start_new_session=True,
         )
-        children.append(child)
+        children.add(child)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:

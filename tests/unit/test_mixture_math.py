@@ -1,5 +1,6 @@
 """Mixtures by small runs: cells, swarms, laws and optima, against scipy, scikit-learn and sums."""
 
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -239,9 +240,12 @@ def best_split(weights_P, rates_P, most_P):
     return shares(level)
 
 
-def anywhere(natural_P):
-    """Mixtures between which all others lie, the natural one first."""
-    return np.vstack([natural_P, np.eye(len(natural_P))])
+def anywhere(most_P):
+    """Mixtures between which all others within one cap lie: as many parts as may be at it."""
+    most, count = most_P[0], len(most_P)
+    full = int(1 / most + 1e-9)
+    corner = [most] * full + [1 - most * full] + [0.0] * count
+    return np.array(sorted(set(permutations(corner[:count]))))
 
 
 @pytest.mark.parametrize("most", [1.0, 0.3])
@@ -250,7 +254,7 @@ def test_the_optimum_of_laws_is_where_their_slopes_are_equal(most):
     rates_P, weights_P = rng.uniform(1, 8, 6), rng.dirichlet(np.ones(6))
     laws = Laws(np.zeros(6), -np.diag(rates_P))
     most_P, natural_P = np.full(6, most), np.full(6, 1 / 6)
-    found = lowest(laws, weights_P, natural_P, most_P, 0.0, anywhere(natural_P))
+    found = lowest(laws, weights_P, natural_P, most_P, 0.0, anywhere(most_P))
     assert found == pytest.approx(best_split(weights_P, rates_P, most_P), abs=2e-4)
 
 
@@ -260,7 +264,7 @@ def test_no_candidate_is_better_than_the_optimum_of_fitted_laws():
     laws = fit_laws(shares_NP, loss_NT)
     tried_NP = swarm(natural_P, most_P, 5_000, seed=9)
     for pull in (0.0, 0.02):
-        found = lowest(laws, weights_T, natural_P, most_P, pull, anywhere(natural_P))
+        found = lowest(laws, weights_T, natural_P, most_P, pull, anywhere(most_P))
         ours = laws.predict(found[None]) @ weights_T + pull * divergence(found[None], natural_P)
         theirs = laws.predict(tried_NP) @ weights_T + pull * divergence(tried_NP, natural_P)
         assert ours[0] <= theirs.min() + 1e-9
@@ -274,7 +278,7 @@ def test_no_candidate_is_better_than_the_optimum_of_fitted_laws():
 
 def test_a_strong_pull_gives_the_natural_mixture():
     truth, natural_P, *_ = synthetic()
-    found = lowest(truth, np.full(3, 1 / 3), natural_P, np.ones(4), 1e3, anywhere(natural_P))
+    found = lowest(truth, np.full(3, 1 / 3), natural_P, np.ones(4), 1e3, anywhere(np.ones(4)))
     assert found == pytest.approx(natural_P, abs=2e-3)
 
 
@@ -287,6 +291,18 @@ def test_no_part_has_less_than_in_any_mixture_that_was_tried():
     capped = lowest(laws, np.ones(1), tried_NP[0], np.array([0.55, 1.0, 1.0]), 0.0, tried_NP)
     assert capped[0] == pytest.approx(0.55, abs=1e-6)
     assert capped[1] >= 0.1 - 1e-9 and capped[2] >= 0.1 - 1e-9
+
+
+def test_hundreds_of_mixtures_have_an_optimum_that_none_of_them_is_below():
+    rng, parts = np.random.default_rng(2), 60
+    natural_P, most_P = rng.dirichlet(np.ones(parts)), np.ones(parts)
+    laws = Laws(np.zeros(parts), -np.diag(rng.uniform(1, 8, parts)))
+    tried_NP, weights_T = swarm(natural_P, most_P, 3 * parts, seed=4), np.full(parts, 1 / parts)
+    found = lowest(laws, weights_T, natural_P, most_P, 0.0, tried_NP)
+    assert found.sum() == pytest.approx(1)
+    between_NP = rng.dirichlet(np.full(len(tried_NP), 0.02), 2_000) @ tried_NP
+    theirs = laws.predict(np.vstack([tried_NP, between_NP])) @ weights_T
+    assert (laws.predict(found[None]) @ weights_T)[0] <= theirs.min() + 1e-9
 
 
 def test_the_optimum_of_boosting_is_among_the_best_candidates():

@@ -3,15 +3,17 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from data_prep.lifetime import Stopped
 from examples.reproduce import parts as declared
 from examples.reproduce.plan import SIZES
-from examples.reproduce.running import Part, done, run
+from examples.reproduce.running import Children, Part, done, run
 from megatron_qwen3.config import ConfigError
 
 
@@ -73,6 +75,36 @@ def test_a_stop_ends_what_runs_and_the_next_start_goes_on(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert len(json.loads((tmp_path / "out/parts/a.json").read_text())["cpu_seconds"]) == 1
+
+
+def test_a_stop_ends_what_a_command_has_started(tmp_path):
+    """As examples.reproduce.until starts trainings."""
+    pid = tmp_path / "pid"
+    starts = (
+        "import subprocess; child = subprocess.Popen(['sleep', '60']); "
+        f"open({str(pid)!r}, 'w').write(str(child.pid)); child.wait()"
+    )
+    part = Part("a", "a", (), (("python", "-c", starts),), 1.0)
+
+    def stop():
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Stopped):
+        run([part], tmp_path / "out", 1, print)
+    state = Path(f"/proc/{pid.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # nobody waits for it
+
+
+def test_a_command_that_begins_after_a_stop_is_ended(tmp_path):
+    children = Children()
+    with pytest.raises(KeyboardInterrupt), children.ended_by_signals():
+        raise KeyboardInterrupt
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    children.add(child)
+    assert child.wait(10) == -signal.SIGTERM
 
 
 def test_a_part_made_by_other_commands_is_refused(tmp_path):

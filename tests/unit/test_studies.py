@@ -287,6 +287,8 @@ def test_a_ladder_that_is_not_to_be_fitted_needs_no_more_than_its_runs(tmp_path,
     command = ["laws", "run", str(tmp_path / "study.toml"), "--no-fit"]
     assert scaling_study.main(command) == 0
     assert not list(tmp_path.rglob("laws.html"))
+    assert scaling_study.main([*command, "--model", "8b", "--tokens", "1e12"]) == 2
+    assert "--no-fit and --model 8b" in capsys.readouterr().err
 
 
 def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other(

@@ -24,7 +24,7 @@ def write(
     minutes = sum(note["seconds"] for note in notes.values()) / 60
     cpu = sum(sum(note["cpu_seconds"]) for note in notes.values()) / 60
     held = sum(found.holds is True for _, found in claims)
-    seeds = sorted({seed for _, found in claims for n in found.numbers for seed in n.by_seed})
+    seeds = sorted({seed for _, found in claims for seed in _seeds(found)})
     tiles = [
         (f"{held} of {len(claims)}", "claims hold here"),
         (f"{len(seeds)}", "seed" if len(seeds) == 1 else "seeds"),
@@ -32,7 +32,11 @@ def write(
     ]
     sections = [page.numbers(tiles), page.table("Claims", _overview(claims)), page.FIGURES]
     for claim, found in claims:
-        said = [f"The report: {claim.report}", f"Here: {found.said}", _spent(claim, notes, folder)]
+        said = [
+            f"The report: {claim.report}",
+            f"Here: {found.said}",
+            _spent(claim, found, notes, folder),
+        ]
         sections.append(page.text(f"{claim.key}. {claim.title}: {_HOLDS[found.holds]}", said))
         if found.numbers:
             sections.append(page.table(f"Numbers of {claim.key}", _numbers(found)))
@@ -58,19 +62,23 @@ def _overview(claims: Sequence[tuple[Claim, Found]]) -> list[list[str]]:
     return lines + [[c.key, c.title, _HOLDS[found.holds], found.said] for c, found in claims]
 
 
-def _spent(claim: Claim, notes: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """The parts that make the claim's results, and their compute over all seeds."""
-    mine = {name: note for name, note in notes.items() if name.rpartition("_")[0] in claim.parts}
-    cpu = sum(sum(note["cpu_seconds"]) for note in mine.values())
+def _spent(claim: Claim, found: Found, notes: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """The parts that make the claim's results, and their compute over the seeds that it tells."""
+    names = [f"{part}_{seed}" for seed in _seeds(found) for part in claim.parts]
+    cpu = sum(sum(notes[name]["cpu_seconds"]) for name in names if name in notes)
     return (
-        f"Parts: {', '.join(mine) or 'none is done'}; {cpu / 60:.1f} minutes of processor time, "
-        f"{_flops(claim, folder) / 1e12:,.2f} TFLOP of training and sampling."
+        f"Parts: {', '.join(names) or 'none is done'}; {cpu / 60:.1f} minutes of processor time, "
+        f"{_flops(claim, found, folder) / 1e12:,.2f} TFLOP of training and sampling."
     )
 
 
-def _flops(claim: Claim, folder: Path) -> float:
-    found = (run for runs in claim.runs for run in folder.glob(f"seed_*/{runs}/metrics.jsonl"))
-    return sum(flops(file.parent) for file in found)
+def _seeds(found: Found) -> list[int]:
+    return sorted({seed for number in found.numbers for seed in number.by_seed})
+
+
+def _flops(claim: Claim, found: Found, folder: Path) -> float:
+    runs = [f"seed_{seed}/{pattern}" for seed in _seeds(found) for pattern in claim.runs]
+    return sum(flops(file.parent) for run in runs for file in folder.glob(f"{run}/metrics.jsonl"))
 
 
 def _numbers(found: Found) -> list[list[str]]:
@@ -100,7 +108,7 @@ def _json(pair: tuple[Claim, Found], folder: Path) -> dict[str, Any]:
         for number in found.numbers
     ]
     texts = {"key": claim.key, "title": claim.title, "report": claim.report, "found": found.said}
-    compute = {"parts": claim.parts, "flops": _flops(claim, folder)}
+    compute = {"parts": claim.parts, "flops": _flops(claim, found, folder)}
     return {**texts, "holds": found.holds, **compute, "numbers": numbers}
 
 

@@ -79,6 +79,8 @@ def _run(given: argparse.Namespace) -> int:
     from megatron_qwen3.studies import local
     from megatron_qwen3.studies.files import read
 
+    if given.no_fit and given.model:
+        raise ConfigError(f"--no-fit and --model {given.model}: without a fit nothing is predicted")
     ladder = read(given.ladder, ladders.Ladder)
     if given.submit and _submit(ladder, given.minutes):
         return 0

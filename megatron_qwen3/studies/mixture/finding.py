@@ -107,10 +107,11 @@ def find(corpus: MixtureCorpus, parts: Parts, tried: TriedMixtures) -> BestMixtu
     def lowest(fit: Fit, groups: Parts) -> Array:
         """Shares of cells, where parts keep their ratios within groups, and the loss expected."""
         natural_G, most_G = groups.natural(natural_P), groups.most(most_P)
-        own_NG = tried.shares_NP @ (groups.cells_PC > 0).T
-        tried_NG = np.vstack([capped(natural_G, most_G), own_NG])
-        if fit.form == BOOSTING:
-            tried_NG = candidates(natural_G, most_G, _CANDIDATES, study.seed, study.temperature)
+        tried_NG = (
+            candidates(natural_G, most_G, _CANDIDATES, study.seed, study.temperature)
+            if fit.form == BOOSTING
+            else tried.shares_NP @ (groups.cells_PC > 0).T
+        )
         model = fit.model.within(groups.cells_PC)
         found = (model, tried.weights_T, natural_G, most_G, study.pull, tried_NG)
         return np.asarray(optimum.lowest(*found) @ groups.cells_PC)
