@@ -130,7 +130,7 @@ test-newest:
 	$(MAKE) test $(NEWEST)
 	$(MAKE) test-slow $(NEWEST)
 
-full: test-slow test-fake-cuda test-te test-newest test-machines chaos
+full: reproduce test-slow test-fake-cuda test-te test-newest test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -27,6 +27,7 @@ from megatron_qwen3.storage.whole import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 Say = Callable[[str], None]
+_SURE = 10  # minutes of a core
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def run(parts: Sequence[Part], folder: Path, at_once: int, say: Say) -> list[str
 
 
 class _Clock:
-    """The time left, from the minutes that parts are to take and the pace so far."""
+    """The time left, from the minutes that parts are to take and the pace so far, in which
+    `_SURE` minutes at the pace of idle cores weigh against a few that were short by chance."""
 
     def __init__(self, parts: Iterable[Part], at_once: int) -> None:
         self.start, self.at_once = time.monotonic(), at_once
@@ -113,7 +115,7 @@ class _Clock:
 
     def left(self) -> str:
         spent = (time.monotonic() - self.start) / 60
-        pace = spent / self.behind if self.behind else 1 / self.at_once
+        pace = (spent + _SURE / self.at_once) / (self.behind + _SURE)
         return f"about {max(1, round(self.ahead * pace)):,} minutes left"
 
 
