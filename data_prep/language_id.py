@@ -34,6 +34,9 @@ SAMPLE = 600  # characters read at the beginning, in the middle and at the end
 # more than this in nine of ten articles of the Universal Declaration of Human Rights in 55 of the
 # 60 languages that it has a model of, and by less in most articles in those that it lacks.
 _SURE = 0.5
+# With this lead a third of a sample names the language that the whole names: so of all 2,380
+# documents of 20 sentences of SIB-200 in 119 languages, which take two thirds of the time.
+_CLEAR = 1.0
 # Names that stand for several languages, or for neighbours of those that heliport lacks.
 _SEVERAL = frozenset({"msa", "ace", "ext"})
 _SILESIAN = re.compile("[ŏōôãŎŌÔÃ]")
@@ -50,7 +53,8 @@ class IdentifyLanguage(Protocol):
 class Identifier:
     """The combination above. One object serves any number of texts; it costs 100 MB of memory.
 
-    sample: characters of each of the three places that are read, most of its time. ConfigError at
+    sample: characters of each of the three places that are read, most of its time; a third of them
+    first, the rest where these leave a doubt. ConfigError at
     the first text for which it needs heliport, where that is not installed: for its licence it is
     not in the extra `data`.
     """
@@ -59,18 +63,27 @@ class Identifier:
         self._sample = sample
 
     def __call__(self, text: str) -> str:
-        sample = excerpt(text, self._sample)
+        short, whole = excerpt(text, self._sample // 3), excerpt(text, self._sample)
+        at_sight = self._named(short, False) if len(short) < len(whole) else None
+        return at_sight or self._named(whole, True) or UNKNOWN
+
+    def _named(self, sample: str, is_whole: bool) -> str | None:
+        """The sample's language; None where it is none of ours, or where more of the text might
+        say another."""
         letters = scripts.census(sample)
         if sum(letters.values()) < FEWEST_LETTERS:
-            return UNKNOWN
+            return None
         script = next(iter(letters))
-        code = scripts.language_of_script(sample, letters) or self._by_words(sample, script)
-        return code if _in_script(code, script) else UNKNOWN
+        code = scripts.language_of_script(sample, letters) or self._by_words(sample, script, is_whole)
+        return code if code and _in_script(code, script) else None
 
-    def _by_words(self, sample: str, script: str) -> str:
+    def _by_words(self, sample: str, script: str, is_whole: bool) -> str | None:
         ranking = self._heli.identify_topk_with_score(sample, 2)
         name = ranking[0][0] if ranking else UNKNOWN
-        sure = len(ranking) == 1 or ranking[1][1] - ranking[0][1] >= _SURE
+        ahead = ranking[1][1] - ranking[0][1] if len(ranking) > 1 else _CLEAR
+        if not is_whole and ahead < _CLEAR:
+            return None
+        sure = ahead >= _SURE
         if name == "hbs":
             return "srp_Cyrl" if script == "CYRILLIC" else "hrv_Latn"
         code = code_of(name)
@@ -78,7 +91,7 @@ class Identifier:
             similar = most_similar(sample)
             code = similar if similar in NOT_IN_HELIPORT else code
         if code in ("ind_Latn", "zsm_Latn"):
-            return _malay_or_indonesian(sample)
+            return _malay_or_indonesian(sample) if is_whole else None
         if code == "pol_Latn" and len(_SILESIAN.findall(sample)) > _SILESIAN_SHARE * len(sample):
             return "szl_Latn"
         return code

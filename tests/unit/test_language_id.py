@@ -3,13 +3,13 @@
 import gzip
 import json
 import pickle
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep import language_profiles, scripts
+from data_prep import language_id, language_profiles, scripts
 from data_prep.language_id import Identifier, ModelIdentifier, excerpt
 from data_prep.languages import LANGUAGES, code_of
 from megatron_qwen3.config import ConfigError
@@ -79,6 +79,35 @@ def test_at_least_95_languages_are_found_in_four_of_five_unseen_sentences(
                 right[code] += identify(row["text"]) == code
     assert len(seen) == 119
     assert sum(right[code] >= 0.8 * seen[code] for code in seen) >= 95
+
+
+def test_what_a_third_of_a_sample_names_the_whole_names_too(
+    identify: Identifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not SENTENCES.exists():
+        pytest.skip(f"{SENTENCES.name} is not beside the checkout")
+    groups = defaultdict(list)
+    with gzip.open(SENTENCES, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            groups[row["lang"]].append(row["text"])
+    documents = ["\n".join(group[:20]) for group in groups.values()]
+    found = [identify(document) for document in documents]
+    monkeypatch.setattr(language_id, "excerpt", lambda text, sample: excerpt(text, 600))
+    assert found == [identify(document) for document in documents]
+
+
+def test_what_a_third_of_a_sample_leaves_in_doubt_is_read_whole(
+    identify: Identifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(
+        language_id, "excerpt", lambda *given: read.append(excerpt(*given)) or read[-1]
+    )
+    numbers = "1, 2 + 3, 45; " * 15  # 200 characters without a letter begin each place
+    english = "The river rises in the hills of the north, where rain falls on most days. " * 6
+    place = (numbers[:200] + english)[:600]
+    assert identify(place + "\n" * 5000 + place) == "eng_Latn"
+    assert len(read[0]) < len(read[1])
 
 
 def test_letter_profiles_are_added_up_exactly() -> None:
