@@ -74,7 +74,8 @@ class Identifier:
         if sum(letters.values()) < FEWEST_LETTERS:
             return None
         script = next(iter(letters))
-        code = scripts.language_of_script(sample, letters) or self._by_words(sample, script, is_whole)
+        code = scripts.language_of_script(sample, letters)
+        code = code or self._by_words(sample, script, is_whole)
         return code if code and _in_script(code, script) else None
 
     def _by_words(self, sample: str, script: str, is_whole: bool) -> str | None:
