@@ -144,7 +144,8 @@ def _long(plan: Plan) -> Part:
     )
 
     def train(stage: str, steps: int, decay: int) -> Command:
-        more = (*plan.length(steps), f"optim.decay_steps={plan.size.steps(decay) - 1}")
+        decayed = f"optim.decay_steps={plan.size.steps(decay) - 1}"
+        more = (*plan.length(steps), decayed, *plan.size.settings.get("pretrain", ()))
         return ("mq3", "train", f"{root}/{stage}.toml", *given, *more)
 
     keys = ("--key-said", "[{key}]", "--key-asked", "<{key}", "--key-digits", "4")
@@ -164,11 +165,13 @@ def _long(plan: Plan) -> Part:
 def _mixture(plan: Plan) -> Part:
     """The study of mixtures, whose last runs compare what it found with coarser ones."""
     data, file = plan.data / "mixture", f"{plan.mine}/mixture.toml"
+    is_smoke = plan.size.name == "smoke"
+    proxies = max(8 if is_smoke else 12, plan.size.steps(40))
     pairs = [
         *(f'dir="{plan.mine}/mixture"', f'shards="{data}/tokens"', f"seed={plan.seed}"),
-        *(f"proxies={max(12, plan.size.steps(40))}", "at_once=1"),
+        *(f"proxies={proxies}", "at_once=1"),
     ]
-    if plan.size.name == "smoke":
+    if is_smoke:
         short = f'settings=["{HERE}/mixture/proxy.toml", "train.steps=30"]'
         pairs += ["seeds=1", short]
     study = ("python", "-m", "examples.reproduce.placed", f"{HERE}/mixture/study.toml")
