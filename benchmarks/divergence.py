@@ -28,7 +28,7 @@ def loss_of(way: str, divergence: str) -> Callable[..., Any]:
     from megatron_qwen3.model.divergence import compare
     from megatron_qwen3.model.logits import Logits
     from megatron_qwen3.model.tiles import TILE_BYTES
-    from megatron_qwen3.posttrain.divergences import jensen_shannon
+    from megatron_qwen3.posttrain.teachers.divergences import jensen_shannon
 
     beta = BETAS[divergence]
     if way == "plain":

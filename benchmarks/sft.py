@@ -64,7 +64,7 @@ def tokenized(home: Path, options: argparse.Namespace) -> str:
     """The prefix of a dialog set, made with a tokenizer that is trained on it."""
     from data_prep import tokenizer
     from megatron_qwen3.chat import ChatTokenizer
-    from megatron_qwen3.posttrain.dialog_set import SAMPLE, DialogSetWriter
+    from megatron_qwen3.posttrain.dialogs.dialog_set import SAMPLE, DialogSetWriter
 
     conversations = list(dialogs(Path(options.data), options.long))[: options.dialogs]
     texts = (message["content"] for messages in conversations for message in messages)
@@ -102,8 +102,8 @@ def ours(config: Config, report: Report) -> None:
     """The engine's step on rows that a thread reads ahead, as the loop of mode sft has them."""
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.posttrain import sft
-    from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-    from megatron_qwen3.posttrain.rows import DialogRows
+    from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+    from megatron_qwen3.posttrain.rows.dialog_rows import DialogRows
     from megatron_qwen3.training import reader
     from megatron_qwen3.training.engine import Engine
 
@@ -195,7 +195,7 @@ def trl_dataset(config: Config) -> Any:
     """The dialog set as TRL takes tokenized ones: ids, and labels of -100 where none is trained."""
     from datasets import Dataset
 
-    from megatron_qwen3.posttrain.dialog_set import DialogSet
+    from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
 
     dialogs = DialogSet(config.sft.sources[0].path)
     samples = [dialogs.read(n) for n in range(len(dialogs))]
@@ -270,8 +270,8 @@ def print_rates(name: str, config: Config, rates: dict[str, list[float]]) -> Non
 
 def print_packing(prefix: str) -> None:
     """How full rows are, and how many lengths a second are packed."""
-    from megatron_qwen3.posttrain.dialog_set import DialogSet
-    from megatron_qwen3.posttrain.packing import Packing, by_epochs
+    from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
+    from megatron_qwen3.posttrain.rows.packing import Packing, by_epochs
 
     lengths = DialogSet(prefix).lengths_N - 1
     mean, longest = lengths.mean(), lengths.max()

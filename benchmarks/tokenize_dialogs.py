@@ -36,8 +36,8 @@ from benchmarks.tokenize_corpus import again_and_again, english, languages, rows
 _OURS = """
 import shutil, sys, time
 from pathlib import Path
-from megatron_qwen3.posttrain.dialogs import Choices
-from megatron_qwen3.posttrain.tokenizing import DialogOptions, tokenize
+from megatron_qwen3.posttrain.dialogs.samples import Choices
+from megatron_qwen3.posttrain.dialogs.tokenizing import DialogOptions, tokenize
 one, source, out, tokenizer = sys.argv[1:]
 seconds = [time.process_time()]
 for part in (one, one, source):
@@ -52,7 +52,7 @@ import json, sys, time
 from pathlib import Path
 from data_prep.tokenizer import load
 from megatron_qwen3.chat import ChatTokenizer, split_by_query
-from megatron_qwen3.posttrain.dialog_set import DialogSet
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
 one, source, out, tokenizer = sys.argv[1:]
 chat, samples = ChatTokenizer(load(tokenizer)), []
 start = time.process_time()

@@ -3,7 +3,7 @@ ids of which the end of each sample is trained."""
 
 import numpy as np
 
-from megatron_qwen3.posttrain.dialog_set import MODES, SAMPLE, DialogSet, DialogSetWriter
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES, SAMPLE, DialogSet, DialogSetWriter
 
 VOCABULARY = 512
 TOKENIZER = "0" * 64

@@ -20,8 +20,8 @@ from megatron_qwen3.model.outputs import log_probs, scalar
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain.bradley_terry import over_pairs
-from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED
+from megatron_qwen3.posttrain.rows.bradley_terry import over_pairs
+from megatron_qwen3.posttrain.rows.pair_rows import MARGIN, REJECTED
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.checkpoint import load_weights
 from megatron_qwen3.training.engine import Engine

@@ -1,7 +1,7 @@
 """A generator for tests whose answers a function gives: `Scripted(lambda request, k: "text")`."""
 
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 
 class Scripted:

@@ -24,7 +24,7 @@ from examples.reproduce import problems
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 from megatron_qwen3.storage.whole import write_whole
 
 MERGED = (0.8, 0.15, 0.05)  # of the cold start's lines: of one step, of two, of three

@@ -50,7 +50,8 @@ from megatron_qwen3.posttrain.building.judges import Judge
 from megatron_qwen3.posttrain.building.outcomes import LEVELS
 from megatron_qwen3.posttrain.building.queries import Query, QueryProblem, read
 from megatron_qwen3.posttrain.building.work import DIALOGS, LOCK, PAGE, BuildWork, write_result
-from megatron_qwen3.posttrain.generators import AnyGenerator, EndpointLimits, Local, open_generator
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator, open_generator
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits, Local
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned

@@ -45,7 +45,8 @@ from megatron_qwen3.posttrain.evaluation.evaluate import (
     rows,
 )
 from megatron_qwen3.posttrain.evaluation.tasks import read
-from megatron_qwen3.posttrain.generators import EndpointLimits, Local, open_generator
+from megatron_qwen3.posttrain.generators.opened import open_generator
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits, Local
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned

@@ -47,7 +47,7 @@ from megatron_qwen3.cli import takedown
 from megatron_qwen3.cli.ending import ending
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES, DialogSet
 from megatron_qwen3.shown import as_json, counted, plain, shown, shown_text
 
 ROWS_SHOWN = 200

@@ -30,10 +30,10 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
-from megatron_qwen3.posttrain import teacher_settings
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.teachers import teacher_settings
 from megatron_qwen3.pretrain import files, record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.shown import counted, shown_lines, shown_text

@@ -27,7 +27,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import load, tokenizer_of
 from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.json_lines import lines_to
-from megatron_qwen3.posttrain.answer_lines import AskedLine, read_answers
+from megatron_qwen3.posttrain.rewards.answer_lines import AskedLine, read_answers
 from megatron_qwen3.storage.folder import check_file
 
 _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
@@ -75,7 +75,7 @@ def _run(given: argparse.Namespace) -> None:
     if not total:
         raise ConfigError(f"{given.answers}: there is no answer in it to score")
     model = load(source, config, joined(config))
-    from megatron_qwen3.posttrain.scoring import scores
+    from megatron_qwen3.posttrain.rewards.scoring import scores
 
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []

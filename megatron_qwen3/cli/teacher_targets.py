@@ -21,12 +21,12 @@ from megatron_qwen3.bar import Bar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
-from megatron_qwen3.posttrain.dialog_set import DialogSet
-from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
-from megatron_qwen3.posttrain.teacher_set import check_absent, write
-from megatron_qwen3.posttrain.teacher_settings import check_tokenizer
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.teachers.endpoint_teacher import EndpointTeacher
+from megatron_qwen3.posttrain.teachers.own_teacher import OwnTeacher, Scoring
+from megatron_qwen3.posttrain.teachers.teacher_set import check_absent, write
+from megatron_qwen3.posttrain.teachers.teacher_settings import check_tokenizer
 from megatron_qwen3.shown import shown
 
 

@@ -35,9 +35,9 @@ from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import pairs
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
-from megatron_qwen3.posttrain.dialog_set import KINDS
-from megatron_qwen3.posttrain.dialogs import TOO_LONG, TRAIN_ON, Choices
-from megatron_qwen3.posttrain.tokenizing import DialogOptions, DialogReport, tokenize
+from megatron_qwen3.posttrain.dialogs.dialog_set import KINDS
+from megatron_qwen3.posttrain.dialogs.samples import TOO_LONG, TRAIN_ON, Choices
+from megatron_qwen3.posttrain.dialogs.tokenizing import DialogOptions, DialogReport, tokenize
 from megatron_qwen3.shown import plain, shown
 
 DEFAULTED = ("source", "mode")

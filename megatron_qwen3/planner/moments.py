@@ -21,8 +21,8 @@ from megatron_qwen3.planner.memory import (
     heavy_ranks,
 )
 from megatron_qwen3.planner.state import State
-from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.rewards import model_settings
+from megatron_qwen3.posttrain.teachers import teacher_settings
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rollouts import RolloutsConfig
 

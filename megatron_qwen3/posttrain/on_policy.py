@@ -5,9 +5,9 @@
 A batch flows as in reinforcement learning (`rl.py`), with thinking or without: the student answers
 tasks, the answers are written into the run folder, each update trains its share of them. In place
 of a reward the teacher gives its distribution over each sampled token (`scorers.py`), and the
-student moves towards it (`towards.py`). Answers that reached their limit are trained as others are,
-and no group is left out. Verifiers, of tasks that have them, measure how often answers are right
-and do not enter the loss.
+student moves towards it (`policy/towards.py`). Answers that reached their limit are trained as
+others are, and no group is left out. Verifiers, of tasks that have them, measure how often answers
+are right and do not enter the loss.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.convert import load
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import kept_models, teacher_settings
-from megatron_qwen3.posttrain.generators import EndpointLimits
+from megatron_qwen3.posttrain import kept_models
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
 from megatron_qwen3.posttrain.rl import opened, rows_of, sources_of, told
 from megatron_qwen3.posttrain.rollouts import health, resume
 from megatron_qwen3.posttrain.rollouts.asking import SplitTasks
@@ -27,6 +27,7 @@ from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import RolloutRecord
 from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.posttrain.scorers import Scorer, scorer_of, served_teacher, without_unknown
+from megatron_qwen3.posttrain.teachers import teacher_settings
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.run import Run

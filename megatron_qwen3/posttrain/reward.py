@@ -3,19 +3,19 @@
     python -m megatron_qwen3.train examples/stages/reward_model.toml MODEL.toml
 
 The run begins with a language model (checkpoint.init_from), whose output layer a fresh scalar head
-replaces, and trains it on pairs (`pair_mixture.py`, `pair_rows.py`, `bradley_terry.py`). The loop
-is `row_loop.py`'s; `mq3 score` scores answers with the trained model.
+replaces, and trains it on pairs (`rows/`). The loop is `rows/row_loop.py`'s; `mq3 score` scores
+answers with the trained model.
 """
 
 from functools import partial
 
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.bradley_terry import over_pairs
-from megatron_qwen3.posttrain.held_out_pairs import evaluate
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.posttrain.pair_rows import PairRows
-from megatron_qwen3.posttrain.row_loop import train_rows
+from megatron_qwen3.posttrain.rows import row_order
+from megatron_qwen3.posttrain.rows.bradley_terry import over_pairs
+from megatron_qwen3.posttrain.rows.held_out_pairs import evaluate
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.rows.pair_rows import PairRows
+from megatron_qwen3.posttrain.rows.row_loop import train_rows
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training import origin, reader, tokenizer_check
 from megatron_qwen3.training.run import Run

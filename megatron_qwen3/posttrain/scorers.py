@@ -28,18 +28,18 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout, row_unit
-from megatron_qwen3.posttrain import towards
-from megatron_qwen3.posttrain.dialog_set import DialogSample
-from megatron_qwen3.posttrain.endpoint import Named
-from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.output_matrix import output_matrix
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample
+from megatron_qwen3.posttrain.generators.endpoint import Named
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.policy import towards
 from megatron_qwen3.posttrain.policy.objective import SAMPLER
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
 from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
-from megatron_qwen3.posttrain.teacher import Teacher
+from megatron_qwen3.posttrain.teachers.endpoint_teacher import EndpointTeacher
+from megatron_qwen3.posttrain.teachers.output_matrix import output_matrix
+from megatron_qwen3.posttrain.teachers.teacher import Teacher
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine

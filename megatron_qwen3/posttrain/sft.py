@@ -2,9 +2,9 @@
 
     python -m megatron_qwen3.train examples/stages/post_1_cold_start.toml MODEL.toml
 
-The loop (`row_loop.py`) is pretraining's with other rows (`dialog_mixture.py`, `rows.py`): samples
-packed by best fit, a function of the step, so that a run resumes to the bit. Cold start, fusion of
-the two modes and off-policy distillation are stages of it: other data, another objective.
+The loop (`rows/row_loop.py`) is pretraining's with other rows (`rows/`): samples packed by best
+fit, a function of the step, so that a run resumes to the bit. Cold start, fusion of the two modes
+and off-policy distillation are stages of it: other data, another objective.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,14 @@ from megatron_qwen3.model.distributions import top_k
 from megatron_qwen3.model.outputs import Outputs, log_probs
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import distill, kept_models, row_order, soft_targets
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.held_out_loss import evaluate
-from megatron_qwen3.posttrain.row_loop import train_rows
-from megatron_qwen3.posttrain.rows import DialogRows
-from megatron_qwen3.posttrain.teacher import Teacher
+from megatron_qwen3.posttrain import kept_models
+from megatron_qwen3.posttrain.rows import row_order, soft_targets
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.dialog_rows import DialogRows
+from megatron_qwen3.posttrain.rows.held_out_loss import evaluate
+from megatron_qwen3.posttrain.rows.row_loop import train_rows
+from megatron_qwen3.posttrain.teachers import distill
+from megatron_qwen3.posttrain.teachers.teacher import Teacher
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig
 from megatron_qwen3.training import origin, reader, tokenizer_check

@@ -16,7 +16,7 @@ from scripted import thought
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.cli.build_dialogs import main
 from megatron_qwen3.pages import dialogs as pages
-from megatron_qwen3.posttrain.dialogs import Choices, decoder, samples_of
+from megatron_qwen3.posttrain.dialogs.samples import Choices, decoder, samples_of
 
 ROOT = Path(__file__).parents[2]
 WRITE_PAGE = pages.write

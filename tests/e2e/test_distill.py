@@ -13,9 +13,9 @@ from data_prep import tokenizer
 from data_prep.fingerprint import file_sha256
 from megatron_qwen3 import train
 from megatron_qwen3.cli import teacher_targets
-from megatron_qwen3.posttrain.dialog_set import DialogSet
-from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
-from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels, write
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
+from megatron_qwen3.posttrain.teachers.own_teacher import OwnTeacher, Scoring
+from megatron_qwen3.posttrain.teachers.teacher_set import TeacherSet, trained_labels, write
 
 LENGTH, BATCH, STEPS, K = 32, 4, 20, 8
 METRICS = ("loss", "kl", "cross_entropy", "teacher_mass", "student_mass", "grad_norm")

@@ -14,8 +14,10 @@ from megatron_qwen3.cli import build_dialogs
 from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.load import ModelSource, stop_ids
 from megatron_qwen3.generate.thinking import CUT_TEXT
-from megatron_qwen3.posttrain.generators import Local, Request, open_generator
-from megatron_qwen3.posttrain.own_generator import OwnGenerator
+from megatron_qwen3.posttrain.generators.answers import Request
+from megatron_qwen3.posttrain.generators.opened import open_generator
+from megatron_qwen3.posttrain.generators.own_generator import OwnGenerator
+from megatron_qwen3.posttrain.generators.settings import Local
 
 transformers = pytest.importorskip("transformers")
 

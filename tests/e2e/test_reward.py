@@ -20,10 +20,10 @@ from megatron_qwen3.cli import convert_checkpoint, report, score_answers, tokeni
 from megatron_qwen3.config import load
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain import pair_rows
-from megatron_qwen3.posttrain.answer_lines import read_answers
-from megatron_qwen3.posttrain.dialog_set import DialogSet
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet
+from megatron_qwen3.posttrain.rewards.answer_lines import read_answers
+from megatron_qwen3.posttrain.rows import pair_rows
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
 from megatron_qwen3.training import engine, saver
 
 transformers = pytest.importorskip("transformers")

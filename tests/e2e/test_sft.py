@@ -21,9 +21,9 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain import rows as dialog_rows
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.posttrain.rows import dialog_rows
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.dialog_rows import arrays_of
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.training import checkpoint
 from megatron_qwen3.training.batch import TokenBatch

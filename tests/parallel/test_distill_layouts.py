@@ -8,7 +8,7 @@ from torch import nn
 
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain.distill import METRICS, distilled, with_targets
+from megatron_qwen3.posttrain.teachers.distill import METRICS, distilled, with_targets
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model

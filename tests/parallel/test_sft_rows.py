@@ -13,10 +13,10 @@ from shards import assemble, difference, local_shards
 from megatron_qwen3.config import load
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.dialog_set import MODES
-from megatron_qwen3.posttrain.held_out_loss import evaluate
-from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.dialog_rows import arrays_of
+from megatron_qwen3.posttrain.rows.held_out_loss import evaluate
 from megatron_qwen3.posttrain.sft import objective
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine

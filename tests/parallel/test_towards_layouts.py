@@ -7,10 +7,10 @@ from layouts import assert_same, local_shards, of_an_update
 from ranks import run_ranks
 
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain.output_matrix import output_matrix
 from megatron_qwen3.posttrain.policy.objective import SAMPLER, SEQUENCE
-from megatron_qwen3.posttrain.teacher import Teacher
-from megatron_qwen3.posttrain.towards import METRICS, asked_of, towards, with_answer
+from megatron_qwen3.posttrain.policy.towards import METRICS, asked_of, towards, with_answer
+from megatron_qwen3.posttrain.teachers.output_matrix import output_matrix
+from megatron_qwen3.posttrain.teachers.teacher import Teacher
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_qwen3.posttrain.divergences import jensen_shannon, top_k_without_rest
+from megatron_qwen3.posttrain.teachers.divergences import jensen_shannon, top_k_without_rest
 from tests import golden
 
 

@@ -10,8 +10,8 @@ import torch
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.posttrain.rows.dialog_rows import arrays_of
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
 from megatron_qwen3.training.batch import TokenBatch
 from tests import golden
 

@@ -4,7 +4,7 @@ import golden
 import pytest
 import torch
 
-from megatron_qwen3.posttrain.bradley_terry import bradley_terry, off_center
+from megatron_qwen3.posttrain.rows.bradley_terry import bradley_terry, off_center
 
 
 @pytest.mark.parametrize("case", golden.cases("rl_losses.json", "reward_model"))

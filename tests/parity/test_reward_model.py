@@ -19,8 +19,8 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rewards import reward_model
 from megatron_qwen3.posttrain.rewards.model_settings import check
 from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
+from megatron_qwen3.posttrain.rewards.scoring import scores
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
-from megatron_qwen3.posttrain.scoring import scores
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.engine import Engine

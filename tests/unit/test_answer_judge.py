@@ -13,7 +13,7 @@ from scripted import InProcess, Scripted, thought
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.evaluation.task import Task
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 from megatron_qwen3.posttrain.rewards.judge import AnswerJudge, check, quote, read_template
 from megatron_qwen3.posttrain.rewards.kept_replies import KeptReplies
 from megatron_qwen3.posttrain.rewards.rewards import Rewards

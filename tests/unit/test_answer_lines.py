@@ -7,7 +7,7 @@ import pytest
 from data_prep import tokenizer as tokenizers
 from megatron_qwen3.chat import ChatTokenizer, render
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.answer_lines import read_answers
+from megatron_qwen3.posttrain.rewards.answer_lines import read_answers
 
 QUESTION = [{"role": "user", "content": "one and one?"}]
 

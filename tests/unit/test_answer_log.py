@@ -13,7 +13,7 @@ from scripted import Scripted, Silent
 
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
 from megatron_qwen3.posttrain.building.asking import MOST_FAILURES, Dead, answers_to, ask
-from megatron_qwen3.posttrain.generators import Answer, Request
+from megatron_qwen3.posttrain.generators.answers import Answer, Request
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_a_line(tmp_path):
 import resource, sys
 from pathlib import Path
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with AnswerLog(Path(sys.argv[1])) as log:
@@ -165,7 +165,7 @@ def test_a_run_that_is_killed_at_any_moment_has_all_answers_that_it_was_told_of(
 import sys
 from pathlib import Path
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 with AnswerLog(Path(sys.argv[1])) as log:
     for k in range(100_000):
         log.add(str(k), [Answer(f"{k}" * (k % 97), "stop")])

@@ -10,8 +10,8 @@ from megatron_qwen3.chat import soft_switch, thinks
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.dialogs import Choices, decoder, samples_of
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.dialogs.samples import Choices, decoder, samples_of
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 HISTORY = [
     {"role": "user", "content": "before"},

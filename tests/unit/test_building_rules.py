@@ -18,7 +18,7 @@ from megatron_qwen3.posttrain.building.query_rules import (
     reference_faults,
     several_questions,
 )
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 ASK = {"messages": [{"role": "user", "content": "q"}]}
 REASONED = (

@@ -16,8 +16,8 @@ from data_prep.tokenizer import load, train, write
 from megatron_qwen3.chat import ChatError, turns_to_train
 from megatron_qwen3.chat_template import FILE
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialogs import Choices, LineRefused, decoder, samples_of
-from megatron_qwen3.posttrain.encoder import ChatEncoder
+from megatron_qwen3.posttrain.dialogs.encoder import ChatEncoder
+from megatron_qwen3.posttrain.dialogs.samples import Choices, LineRefused, decoder, samples_of
 from tests.conversations import DIALOGS, HOSTILE_CHAT, SOUND, TOOLS, assistant, user
 
 CORPUS = ["The answer is a number, and the user asks the assistant to think.\n\n" * 30]

@@ -20,7 +20,7 @@ from megatron_qwen3.chat import (
     split_by_query,
     turns_to_train,
 )
-from megatron_qwen3.posttrain.encoder import ChatEncoder
+from megatron_qwen3.posttrain.dialogs.encoder import ChatEncoder
 from tests.conversations import (
     DIALOGS,
     HOSTILE,

@@ -23,12 +23,12 @@ from test_packed_rows import mixture as packed_mixture
 from test_pairs import answer
 
 from megatron_qwen3.config import ConfigError, load
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.posttrain.pair_rows import PairRows
-from megatron_qwen3.posttrain.rows import DialogRows
-from megatron_qwen3.posttrain.stored_targets import StoredTargets
-from megatron_qwen3.posttrain.teacher_set import Targets, trained_labels, write
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.dialog_rows import DialogRows
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.rows.pair_rows import PairRows
+from megatron_qwen3.posttrain.rows.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.teachers.teacher_set import Targets, trained_labels, write
 from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.training import dali, reader
 from megatron_qwen3.training.arrays import Arrays, as_bytes

@@ -11,9 +11,9 @@ import torch
 
 from data_prep import tokenizer
 from megatron_qwen3.config import ConfigError, load
-from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture, held_out, told
-from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.posttrain.rows import row_order
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture, held_out, told
+from megatron_qwen3.posttrain.rows.dialog_rows import arrays_of
 from megatron_qwen3.training import tokenizer_check
 from megatron_qwen3.training.batch import TokenBatch
 

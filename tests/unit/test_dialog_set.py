@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.indexed import IndexedReader
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import SAMPLE, DialogSet, DialogSetWriter
+from megatron_qwen3.posttrain.dialogs.dialog_set import SAMPLE, DialogSet, DialogSetWriter
 from tests.dialog_sets import TOKENIZER, random_samples, write_set
 
 SAMPLES = random_samples(50)
@@ -169,7 +169,7 @@ def test_a_killed_writer_leaves_no_set(prefix, tmp_path):
     """Between the first file's name and the last's: the set of before is gone, no half is taken."""
     script = """
 import sys, numpy as np
-from megatron_qwen3.posttrain import dialog_set
+from megatron_qwen3.posttrain.dialogs import dialog_set
 def die(*_): sys.stdout.flush(); __import__("os")._exit(9)
 dialog_set.write_json = die
 with dialog_set.DialogSetWriter(sys.argv[1], "dialogs", 100, "0") as writer:

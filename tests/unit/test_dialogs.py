@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialogs import (
+from megatron_qwen3.posttrain.dialogs.samples import (
     DISOBEYS,
     UNASKED,
     Choices,

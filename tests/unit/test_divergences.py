@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from megatron_qwen3.posttrain.divergences import (
+from megatron_qwen3.posttrain.teachers.divergences import (
     forward_kl,
     jensen_shannon,
     rest_of,

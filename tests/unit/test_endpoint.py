@@ -16,7 +16,9 @@ from scripted import Silent
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import Dead, ask
-from megatron_qwen3.posttrain.generators import EndpointLimits, Request, open_generator
+from megatron_qwen3.posttrain.generators.answers import Request
+from megatron_qwen3.posttrain.generators.opened import open_generator
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
 
 ASKED = Request([{"role": "user", "content": "q"}])
 QUICK = EndpointLimits(concurrency=4, tries=3, seconds=5, first_wait=0.001, longest_wait=0.05)
@@ -363,11 +365,13 @@ def test_a_refusal_that_quotes_a_bad_request_changes_nothing_for_the_others():
 
 def test_as_many_requests_are_under_way_as_may_be_and_no_more_are_read():
     lock, now, most = threading.Lock(), [0], [0]
+    four = threading.Barrier(4)  # none is answered before three others came
 
     def slow(body, number):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
+        four.wait(timeout=60)
         time.sleep(0.05)
         with lock:
             now[0] -= 1
@@ -465,7 +469,8 @@ def test_limits_out_of_range_are_refused(values):
 
 def test_an_endpoint_needs_no_torch():
     program = (
-        "import sys; from megatron_qwen3.posttrain import endpoint, generators, own_generator; "
+        "import sys\n"
+        "from megatron_qwen3.posttrain.generators import endpoint, opened, own_generator\n"
         "assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[2]

@@ -5,10 +5,10 @@ import pytest
 import served_teacher
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSample
-from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.teacher_set import TeacherSet, write
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.teachers.endpoint_teacher import EndpointTeacher
+from megatron_qwen3.posttrain.teachers.teacher_set import TeacherSet, write
 from tests.dialog_sets import write_set
 
 VOCABULARY, K = 30, 3

@@ -17,7 +17,7 @@ from megatron_qwen3.posttrain.evaluation import conditions
 from megatron_qwen3.posttrain.evaluation.estimates import wilson
 from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings
 from megatron_qwen3.posttrain.evaluation.tasks import read
-from megatron_qwen3.posttrain.generators import Answer, said
+from megatron_qwen3.posttrain.generators.answers import Answer, said
 from megatron_qwen3.posttrain.verifiers import Verdict
 
 

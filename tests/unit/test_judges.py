@@ -9,7 +9,7 @@ from scripted import Scripted, Silent
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.judges import QUESTIONS, TRIES, Judge
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 QUERY = Query("id", ({"role": "user", "content": "Write a poem."},), "f:1")
 CHECKLIST = ("It rhymes.", "It has four lines.")

@@ -2,7 +2,7 @@
 
 import os
 
-from megatron_qwen3.posttrain.own_generator import label_of
+from megatron_qwen3.posttrain.generators.own_generator import label_of
 
 
 def test_a_folder_whose_model_was_written_anew_has_another_label(tmp_path):

@@ -12,7 +12,7 @@ from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, changes, describe, load, to_toml, validate
 from megatron_qwen3.fields import settings_of
 from megatron_qwen3.modes import belongs
-from megatron_qwen3.posttrain.dialog_set import MODES as MODES_OF_DIALOGS
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES as MODES_OF_DIALOGS
 from megatron_qwen3.settings import SETTINGS, TABLES
 from megatron_qwen3.toml import emit
 from megatron_qwen3.training.metrics_file import ALL_SOURCES

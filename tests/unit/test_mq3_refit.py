@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from megatron_qwen3.config import load
 from megatron_qwen3.convert.mapping import in_order
-from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.generators.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.posttrain.rollouts.in_server import mq3_refit
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Refit, checksum, places

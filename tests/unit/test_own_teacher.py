@@ -1,6 +1,6 @@
 """A teacher of ours: how it is told from another one."""
 
-from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
+from megatron_qwen3.posttrain.teachers.own_teacher import OwnTeacher, Scoring
 from tests import tiny
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.best_fit import best_fit
-from megatron_qwen3.posttrain import packing
-from megatron_qwen3.posttrain.packing import DrawnSource, Packing, by_epochs, by_weights
+from megatron_qwen3.posttrain.rows import packing
+from megatron_qwen3.posttrain.rows.packing import DrawnSource, Packing, by_epochs, by_weights
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=120)
 

@@ -7,11 +7,11 @@ from dialog_sets import write_set
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.bradley_terry import over_pairs
-from megatron_qwen3.posttrain.dialog_mixture import held_out
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.pair_mixture import PairMixture, Pairs
-from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, arrays_of
+from megatron_qwen3.posttrain.rows.bradley_terry import over_pairs
+from megatron_qwen3.posttrain.rows.dialog_mixture import held_out
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture, Pairs
+from megatron_qwen3.posttrain.rows.pair_rows import MARGIN, REJECTED, arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 
 LENGTH = 32

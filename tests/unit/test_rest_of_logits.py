@@ -11,7 +11,7 @@ from megatron_qwen3.model.distributions import at_ids_and_label
 from megatron_qwen3.model.linear import Products as Linears
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
-from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
+from megatron_qwen3.posttrain.teachers.divergences import forward_kl, with_rest
 
 S, B, H, V, K = 7, 3, 16, 300, 5
 TILES = pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 8400, 1024, 256])

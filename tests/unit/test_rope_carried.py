@@ -8,9 +8,9 @@ from megatron_qwen3.cli import convert_checkpoint
 from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.generate.load import ModelSource
-from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.rewards import model_settings
 from megatron_qwen3.posttrain.rollouts import refit
+from megatron_qwen3.posttrain.teachers import teacher_settings
 from megatron_qwen3.settings_rope import RopeConfig
 
 BASE = ["model.preset=tiny-dense", "train.steps=1", "train.precision=fp32"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain import teacher_set
-from megatron_qwen3.posttrain.teacher_set import Targets, TeacherSet, trained_labels, write
+from megatron_qwen3.posttrain.teachers import teacher_set
+from megatron_qwen3.posttrain.teachers.teacher_set import Targets, TeacherSet, trained_labels, write
 from tests.dialog_sets import random_samples, write_set
 
 VOCABULARY, K = 50, 4

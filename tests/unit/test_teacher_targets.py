@@ -9,7 +9,7 @@ from test_endpoint_teacher import VOCABULARY, log_p_after, served
 
 from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels
+from megatron_qwen3.posttrain.teachers.teacher_set import TeacherSet, trained_labels
 from tests.dialog_sets import random_samples, write_set
 
 

@@ -20,13 +20,13 @@ from data_prep.tokenizer import load, train
 from megatron_qwen3.chat import ChatTokenizer, render, split_by_query, turns_to_train
 from megatron_qwen3.cli import inspect_shards, tokenize_dialogs
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain import tokenizing
-from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
-from megatron_qwen3.posttrain.dialogs import Choices
-from megatron_qwen3.posttrain.encoder import ChatEncoder
-from megatron_qwen3.posttrain.limits import CUT, DROPPED, IN_THINKING, UNTRAINED, limited
-from megatron_qwen3.posttrain.lines import DIALOGS, SPLIT
-from megatron_qwen3.posttrain.tokenizing import DialogOptions, tokenize
+from megatron_qwen3.posttrain.dialogs import tokenizing
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES, DialogSet
+from megatron_qwen3.posttrain.dialogs.encoder import ChatEncoder
+from megatron_qwen3.posttrain.dialogs.limits import CUT, DROPPED, IN_THINKING, UNTRAINED, limited
+from megatron_qwen3.posttrain.dialogs.lines import DIALOGS, SPLIT
+from megatron_qwen3.posttrain.dialogs.samples import Choices
+from megatron_qwen3.posttrain.dialogs.tokenizing import DialogOptions, tokenize
 from tests.conversations import assistant, user
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
     tokenize([corpus], tmp_path / "whole/chat", tokenizer, Choices(), ONE)
     script = (
         "import sys; from data_prep.tokenization import plan; plan.UNIT_BYTES = 1 << 13\n"
-        "from megatron_qwen3.posttrain import encoder; import time\n"
+        "from megatron_qwen3.posttrain.dialogs import encoder; import time\n"
         "encode = encoder.ChatEncoder.encode\n"
         "def slow(self, dialogs): time.sleep(0.2); return encode(self, dialogs)\n"
         "encoder.ChatEncoder.encode = slow\n"

@@ -11,8 +11,8 @@ from megatron_qwen3.config import ConfigError, load, validate
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain.policy.objective import SAMPLER, SEQUENCE
-from megatron_qwen3.posttrain.teacher_settings import check, layout_of, settings_of
-from megatron_qwen3.posttrain.towards import asked_of, is_whole, towards, with_answer
+from megatron_qwen3.posttrain.policy.towards import asked_of, is_whole, towards, with_answer
+from megatron_qwen3.posttrain.teachers.teacher_settings import check, layout_of, settings_of
 from megatron_qwen3.settings_rl import ScoringTeacherConfig
 from megatron_qwen3.training.batch import TokenBatch
 

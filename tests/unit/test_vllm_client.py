@@ -5,7 +5,7 @@ import json
 import pytest
 from endpoint import serving
 
-from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.generators.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, TokenDraw
 from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy
 

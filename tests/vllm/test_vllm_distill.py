@@ -8,13 +8,13 @@ import tiny
 from ranks import run_ranks
 from serving import HEAD, SECONDS, prepare, settings_of, teacher_of, theirs
 
-from megatron_qwen3.posttrain.dialog_set import DialogSample
-from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import EndpointLimits
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
 from megatron_qwen3.posttrain.scorers import TEACHER_FILE
+from megatron_qwen3.posttrain.teachers.endpoint_teacher import EndpointTeacher
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
 VOCABULARY, K = 320, 5

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from megatron_qwen3.posttrain.generators import Answer, Request
+from megatron_qwen3.posttrain.generators.answers import Answer, Request
 from megatron_qwen3.storage.whole import sync
 
 

@@ -26,7 +26,7 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.languages import LanguageUse, Use
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 Fault = tuple[str, str]
 Numbers = dict[str, float]

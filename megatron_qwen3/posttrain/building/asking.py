@@ -11,7 +11,8 @@ from dataclasses import replace
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+from megatron_qwen3.posttrain.generators.answers import Answer, Request
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 MOST_FAILURES = 32  # failed requests in a row
 

@@ -19,7 +19,8 @@ from megatron_qwen3.posttrain.building.checking import Checked
 from megatron_qwen3.posttrain.building.choosing import PassedAnswer
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import BuildWork
-from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
+from megatron_qwen3.posttrain.generators.answers import OWN, Answer, Request, said
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 _AT_A_TIME = 64  # queries whose answers are verified together
 NOT_ANSWERED, VERIFIER_FAILED = "not answered", "verifier failed"

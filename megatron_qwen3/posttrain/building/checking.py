@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 from megatron_qwen3.posttrain.verifiers.final import boxes
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 

@@ -31,7 +31,8 @@ from megatron_qwen3.posttrain.building.flags import message_of
 from megatron_qwen3.posttrain.building.judges import QUESTIONS, Judge
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import BuildWork
-from megatron_qwen3.posttrain.generators import AnyGenerator, Request
+from megatron_qwen3.posttrain.generators.answers import Request
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 _VERIFIED_AT_A_TIME = 512
 

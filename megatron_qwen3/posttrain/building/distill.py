@@ -21,7 +21,7 @@ from megatron_qwen3.posttrain.building.flags import FlagSettings, fused
 from megatron_qwen3.posttrain.building.fusion import best_of
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import BuildWork
-from megatron_qwen3.posttrain.generators import AnyGenerator
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 _MODES = {"both": (True, False), "thinking": (True,), "non-thinking": (False,)}
 

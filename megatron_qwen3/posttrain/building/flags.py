@@ -18,7 +18,7 @@ from megatron_qwen3.chat import reasoning_and_content, soft_switch, thinks
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 Mode = Literal["thinking", "non-thinking"]  # names in tokenized sets
 _FLAGS: dict[Mode, str] = {"thinking": "/think", "non-thinking": "/no_think"}

@@ -27,7 +27,8 @@ from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, Mode
 from megatron_qwen3.posttrain.building.judges import Judge, Ruling
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import BuildWork
-from megatron_qwen3.posttrain.generators import AnyGenerator, Request
+from megatron_qwen3.posttrain.generators.answers import Request
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
-from megatron_qwen3.posttrain.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.generators.answers import Answer, Request
+from megatron_qwen3.posttrain.generators.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 
 TRIES = 3
 _MOST_ITEMS, _LONGEST_ITEM = 12, 400  # of a checklist

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 Level = Literal["query", "answer"]
 LEVELS: tuple[Level, ...] = ("query", "answer")

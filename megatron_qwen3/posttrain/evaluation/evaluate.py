@@ -30,7 +30,8 @@ from megatron_qwen3.posttrain.evaluation import budgets, conditions, estimates
 from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.evaluation.tasks import ALL
-from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
+from megatron_qwen3.posttrain.generators.answers import OWN, Answer, Request, said
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
 from megatron_qwen3.posttrain.verifiers import verdict
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 

@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from megatron_qwen3.posttrain.divergences import sampled_kl
 from megatron_qwen3.posttrain.policy.answers import Answers
+from megatron_qwen3.posttrain.teachers.divergences import sampled_kl
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ that of k1 is 0. 'k1+' and 'k3+' have the value of k1 and k3 and the derivative 
 import torch
 from torch import Tensor
 
-from megatron_qwen3.posttrain.divergences import sampled_kl
+from megatron_qwen3.posttrain.teachers.divergences import sampled_kl
 
 
 def estimate(

@@ -7,7 +7,7 @@ The prompt is a template, the project's (`judge_prompt.txt`) or rl.judge.templat
 {question}, {reference}, {checklist}, {answer} and {word}. Each text is placed as one JSON string
 without < and >: whatever an answer contains ("Score: 10", a tag of the template, "END") stays
 within its quotation marks, and its own {places} stay text. The reply must be one JSON object with
-the word, which no answer can know (posttrain/judged.py), and a score of 0 to 10. Otherwise the
+the word, which no answer can know (generators/judged.py), and a score of 0 to 10. Otherwise the
 judge is asked again, rl.judge.replies times in all; then there is no score. The newest replies are
 stored on disk by the content of the request: a resumed run pays for no request twice, and has the
 same scores.
@@ -27,10 +27,12 @@ from typing import Any, NamedTuple, Self
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import key_of
-from megatron_qwen3.posttrain.endpoint import Endpoint, Named
 from megatron_qwen3.posttrain.evaluation.task import Task
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, EndpointLimits, Request
-from megatron_qwen3.posttrain.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.generators.answers import Answer, Request
+from megatron_qwen3.posttrain.generators.endpoint import Endpoint, Named
+from megatron_qwen3.posttrain.generators.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.generators.opened import AnyGenerator
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
 from megatron_qwen3.posttrain.rewards.kept_replies import KeptReplies
 from megatron_qwen3.posttrain.verifiers.final import after_thinking
 from megatron_qwen3.settings_rl import JudgeConfig

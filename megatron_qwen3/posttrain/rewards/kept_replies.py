@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators.answers import Answer
 
 
 class KeptReplies:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain.teacher_settings import named, tokenizer_sha256
+from megatron_qwen3.posttrain.teachers.teacher_settings import named, tokenizer_sha256
 from megatron_qwen3.settings import Config, ConfigError
 
 

@@ -18,10 +18,10 @@ from megatron_qwen3.convert import load
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain.answer_lines import Ids
+from megatron_qwen3.posttrain.rewards.answer_lines import Ids
 from megatron_qwen3.posttrain.rewards.model_settings import settings_of
+from megatron_qwen3.posttrain.rewards.scoring import scores
 from megatron_qwen3.posttrain.rollouts.rollout import STOP, Rollout
-from megatron_qwen3.posttrain.scoring import scores
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.model import Model
 

@@ -22,7 +22,7 @@ from megatron_qwen3.posttrain.rollouts.batches import RolloutBatch
 from megatron_qwen3.posttrain.rollouts.prompts import encoder
 from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout, RolloutEngine
-from megatron_qwen3.posttrain.teacher_settings import known_ids
+from megatron_qwen3.posttrain.teachers.teacher_settings import known_ids
 from megatron_qwen3.settings import Config
 
 ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]

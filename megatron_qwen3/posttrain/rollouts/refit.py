@@ -24,7 +24,7 @@ import torch
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.hf_writer import Sink
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.generators.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts.gather import Bucket, Gathered
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Table, checksum
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died

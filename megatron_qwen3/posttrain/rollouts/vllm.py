@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.generators.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts import canary, refit
 from megatron_qwen3.posttrain.rollouts.gather import Gathered
 from megatron_qwen3.posttrain.rollouts.packed import packed, unpacked

@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
-from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.generators.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH, STOP, Ask, Rollout
 from megatron_qwen3.posttrain.rollouts.vllm_client import Died, DrawnSample, TokenDraw
 from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member

@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from megatron_qwen3.posttrain.replies import LockedOut, RequestRefused
+from megatron_qwen3.posttrain.generators.replies import LockedOut, RequestRefused
 from megatron_qwen3.posttrain.rollouts.vllm_client import KEY_VARIABLE, Client, Died
 from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy, python_of
 from megatron_qwen3.settings import Config, ConfigError

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.replies import Malformed, RequestRefused
-from megatron_qwen3.posttrain.wire import Failure, Wire
+from megatron_qwen3.posttrain.generators.replies import Malformed, RequestRefused
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.generators.wire import Failure, Wire
 
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name
 _MOST_BYTES = 1 << 32

@@ -32,7 +32,7 @@ from data_prep.tokenization.work import Problems
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import (
+from megatron_qwen3.posttrain.dialogs.dialog_set import (
     FILES,
     MODES,
     SAMPLE,
@@ -41,10 +41,10 @@ from megatron_qwen3.posttrain.dialog_set import (
     DialogSetWriter,
     Stretch,
 )
-from megatron_qwen3.posttrain.dialogs import Choices, check_choices
-from megatron_qwen3.posttrain.encoder import ChatEncoder
-from megatron_qwen3.posttrain.limits import last_only, limited
-from megatron_qwen3.posttrain.lines import DialogBatch, read
+from megatron_qwen3.posttrain.dialogs.encoder import ChatEncoder
+from megatron_qwen3.posttrain.dialogs.limits import last_only, limited
+from megatron_qwen3.posttrain.dialogs.lines import DialogBatch, read
+from megatron_qwen3.posttrain.dialogs.samples import Choices, check_choices
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned, shared
 from megatron_qwen3.storage.whole import write_whole

@@ -14,7 +14,7 @@ import msgspec
 from data_prep.damaged import DamagedFile
 from data_prep.documents import LONGEST_LINE_BYTES, FilePart, Problem, not_utf8
 from data_prep.lines import blocks
-from megatron_qwen3.posttrain.dialogs import (
+from megatron_qwen3.posttrain.dialogs.samples import (
     Choices,
     DialogLine,
     LineRefused,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_qwen3.chat import END_TOOL_CALL, TOOL_CALL
-from megatron_qwen3.posttrain.generators import Answer, written
+from megatron_qwen3.posttrain.generators.answers import Answer, written
 
 _STOPS = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 _LIMITS = ("length", "max_tokens")

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
 from megatron_qwen3.training.arrays import Arrays
 
 REJECTED, MARGIN, SOURCE = "rejected", "margin", "source"

@@ -11,8 +11,8 @@ batch that is left out is named by the input lines of its samples.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.packing import PackedPlace
+from megatron_qwen3.posttrain.rows import row_order
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
 from megatron_qwen3.training import reader
 from megatron_qwen3.training.arrays import Arrays
 from megatron_qwen3.training.bad_batch import BadBatch

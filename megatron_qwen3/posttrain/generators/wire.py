@@ -19,8 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.replies import (
+from megatron_qwen3.posttrain.generators.replies import (
     LockedOut,
     Malformed,
     RequestRefused,
@@ -28,6 +27,7 @@ from megatron_qwen3.posttrain.replies import (
     error_text,
     parsed,
 )
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
 
 _T = TypeVar("_T")
 _AGAIN = (408, 409, 425, 429)

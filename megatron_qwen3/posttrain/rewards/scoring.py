@@ -14,7 +14,7 @@ from data_prep.best_fit import best_fit
 from megatron_qwen3.model.outputs import scalar
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.layout import row_unit
-from megatron_qwen3.posttrain.answer_lines import Ids
+from megatron_qwen3.posttrain.rewards.answer_lines import Ids
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import share_of_rank
 from megatron_qwen3.training.model import Model

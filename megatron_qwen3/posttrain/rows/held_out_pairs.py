@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import scalar
-from megatron_qwen3.posttrain.bradley_terry import bradley_terry
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, SOURCE, arrays_of
+from megatron_qwen3.posttrain.rows.bradley_terry import bradley_terry
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
+from megatron_qwen3.posttrain.rows.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.rows.pair_rows import MARGIN, REJECTED, SOURCE, arrays_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from megatron_qwen3.model.distributions import at_ids_and_label
 from megatron_qwen3.model.outputs import Outputs
-from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
-from megatron_qwen3.posttrain.teacher_set import as_extra
+from megatron_qwen3.posttrain.teachers.divergences import forward_kl, with_rest
+from megatron_qwen3.posttrain.teachers.teacher_set import as_extra
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import Objective, Values, per_token
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSample
-from megatron_qwen3.posttrain.endpoint import UNNAMED, Endpoint, Named
-from megatron_qwen3.posttrain.generators import EndpointLimits
-from megatron_qwen3.posttrain.replies import Malformed, RequestRefused, ShutOut
-from megatron_qwen3.posttrain.teacher_set import Targets, Unscored, none, trained_labels
-from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
-from megatron_qwen3.posttrain.wire import Failure
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample
+from megatron_qwen3.posttrain.generators.endpoint import UNNAMED, Endpoint, Named
+from megatron_qwen3.posttrain.generators.replies import Malformed, RequestRefused, ShutOut
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.generators.wire import Failure
+from megatron_qwen3.posttrain.teachers.teacher_set import Targets, Unscored, none, trained_labels
+from megatron_qwen3.posttrain.teachers.teacher_settings import tokenizer_sha256
 
 _MOST_DIGITS = 18  # of an id
 _CHECKED_IDS = 8

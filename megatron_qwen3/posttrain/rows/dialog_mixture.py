@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSample, DialogSet, set_of
-from megatron_qwen3.posttrain.packing import PackedPlace, Packing, by_epochs, by_weights
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample, DialogSet, set_of
+from megatron_qwen3.posttrain.rows.packing import PackedPlace, Packing, by_epochs, by_weights
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 

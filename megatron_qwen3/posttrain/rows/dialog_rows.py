@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
+from megatron_qwen3.posttrain.rows.stored_targets import StoredTargets
 from megatron_qwen3.training.arrays import Arrays
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import Outputs, scalar
-from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED
+from megatron_qwen3.posttrain.rows.pair_rows import MARGIN, REJECTED
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import Objective, Values, per_token
 

@@ -20,7 +20,7 @@ from megatron_qwen3.model.outputs import Head, Outputs
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain.teacher_settings import settings_of, table_of
+from megatron_qwen3.posttrain.teachers.teacher_settings import settings_of, table_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
 

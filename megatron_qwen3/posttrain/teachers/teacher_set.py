@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from data_prep.json_files import read_json, write_json
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSample, DialogSet
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample, DialogSet
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import SUFFIX, sync, whole_file
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_qwen3.posttrain.dialogs import Choices
-from megatron_qwen3.posttrain.encoder import ChatEncoder, EncodedDialogs
+from megatron_qwen3.posttrain.dialogs.encoder import ChatEncoder, EncodedDialogs
+from megatron_qwen3.posttrain.dialogs.samples import Choices
 
 DROPPED, CUT = "samples too long: dropped", "samples too long: cut"
 IN_THINKING = "samples too long: dropped, as the cut would be within thinking"

@@ -28,10 +28,10 @@ from megatron_qwen3.generate.load import load
 from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.posttrain import options
-from megatron_qwen3.posttrain.dialog_set import DialogSample
-from megatron_qwen3.posttrain.own_generator import label_of
-from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
-from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample
+from megatron_qwen3.posttrain.generators.own_generator import label_of
+from megatron_qwen3.posttrain.teachers.teacher_set import PART_LABELS, Targets, none, trained_labels
+from megatron_qwen3.posttrain.teachers.teacher_settings import tokenizer_sha256
 
 _ROW_TOKENS = 8192  # places of a row that samples share; the longest sample's length, if greater
 _Rows = Sequence[Sequence[npt.NDArray[np.int64]]]  # for each row, the ids of its samples

@@ -11,10 +11,10 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.config import Config
 from megatron_qwen3.convert import load
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import teacher_settings
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.stored_targets import StoredTargets
-from megatron_qwen3.posttrain.teacher import Teacher
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.teachers import teacher_settings
+from megatron_qwen3.posttrain.teachers.teacher import Teacher
 from megatron_qwen3.validate_posttrain import TAUGHT
 
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.teacher_set import TeacherSet, as_extra, trained_labels
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
+from megatron_qwen3.posttrain.teachers.teacher_set import TeacherSet, as_extra, trained_labels
 from megatron_qwen3.training.arrays import Arrays
 
 

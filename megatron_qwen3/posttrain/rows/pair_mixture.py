@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain import dialog_mixture
-from megatron_qwen3.posttrain.dialog_set import DialogSet, set_of
-from megatron_qwen3.posttrain.packing import DrawnSource, PackedPlace, Packing
+from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet, set_of
+from megatron_qwen3.posttrain.rows import dialog_mixture
+from megatron_qwen3.posttrain.rows.packing import DrawnSource, PackedPlace, Packing
 from megatron_qwen3.settings_posttrain import PairSourceConfig
 from megatron_qwen3.training import tokenizer_check
 

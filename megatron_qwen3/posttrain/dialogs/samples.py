@@ -42,7 +42,7 @@ from megatron_qwen3.chat import (
 )
 from megatron_qwen3.chat_check import REASONING, Message, check
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import KINDS, MODES
+from megatron_qwen3.posttrain.dialogs.dialog_set import KINDS, MODES
 
 TRAIN_ON = ("all", "last")
 TOO_LONG = ("drop", "cut")

@@ -10,7 +10,8 @@ label of a position only decides where the distributions are compared next.
 - distill.top_k = 0: the divergence over the whole vocabulary (`model/divergence.py`), for which the
   teacher's hidden states are sent to the student's ranks;
 - top_k > 0: that of K + 1 bins, the teacher's most probable ids and all others together; without
-  the last bin a student lowers its reverse KL by taking mass from the K ids (`divergences.py`);
+  the last bin a student lowers its reverse KL by taking mass from the K ids
+  (`teachers/divergences.py`);
 - divergence = "sampled": log p - log q of the sampled token as its advantage, a policy gradient.
 
 Legend: B rows, S positions, K ids of each, G the teacher's hidden size, v this tensor rank's slice
@@ -26,10 +27,10 @@ from torch import Tensor
 from megatron_qwen3.model.divergence import TEACHER_HIDDEN, against, hidden_states
 from megatron_qwen3.model.outputs import Head, Outputs
 from megatron_qwen3.model.teaching import at_ids_with_entropy, top_k_and_label
-from megatron_qwen3.posttrain.divergences import jensen_shannon, with_rest
 from megatron_qwen3.posttrain.policy import losses
 from megatron_qwen3.posttrain.policy.answers import Answers
 from megatron_qwen3.posttrain.policy.objective import SAMPLER, SEQUENCE
+from megatron_qwen3.posttrain.teachers.divergences import jensen_shannon, with_rest
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rl import DistillConfig, PolicyLossConfig
 from megatron_qwen3.training.batch import TokenBatch

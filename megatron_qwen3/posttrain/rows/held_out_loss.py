@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import log_probs
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.dialog_set import MODES
-from megatron_qwen3.posttrain.packing import PackedPlace
-from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.posttrain.dialogs.dialog_set import MODES
+from megatron_qwen3.posttrain.rows.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.rows.dialog_rows import arrays_of
+from megatron_qwen3.posttrain.rows.packing import PackedPlace
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank

@@ -18,15 +18,16 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.generators import Answer, EndpointLimits, Request, failed, said
-from megatron_qwen3.posttrain.replies import (
+from megatron_qwen3.posttrain.generators.answers import Answer, Request, failed, said
+from megatron_qwen3.posttrain.generators.replies import (
     LockedOut,
     RequestRefused,
     ShutOut,
     answers_of,
     models_of,
 )
-from megatron_qwen3.posttrain.wire import Failure, Senseless, Unreachable, Wire
+from megatron_qwen3.posttrain.generators.settings import EndpointLimits
+from megatron_qwen3.posttrain.generators.wire import Failure, Senseless, Unreachable, Wire
 
 # Fields of a request that an endpoint may not support, with the effect of leaving each out. A
 # budget of thinking is not among them: answers without it are answers to another question.

@@ -23,7 +23,8 @@ from megatron_qwen3.generate.load import load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed, said
+from megatron_qwen3.posttrain.generators.answers import Answer, Request, failed, said
+from megatron_qwen3.posttrain.generators.settings import Local
 
 if TYPE_CHECKING:
     from megatron_qwen3.generate.completion import Completion
