@@ -9,7 +9,8 @@ Pure arithmetic without torch. Read in this order:
     memory.py        all of it, part by part
     layer_time.py    seconds of a layer; network.py, hardware.py: the machine
     step.py          seconds of a training step
-    search.py        the layouts of a cluster, ranked; overlay.py: the settings that train one
+    candidates.py    the layouts that divide; quick.py: about how much memory and time they take
+    search.py        the best of them, ranked; overlay.py: the settings that train one
     launch_check.py  the check before a run starts; allocation.py: the check of a SLURM job
     published.py     published runs (recipes.py, published_memory.py)
     fit.py           fits the constants (calibration.py) to them; accuracy.py: errors

@@ -17,7 +17,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.modes import belongs
-from megatron_qwen3.planner import hardware, moments, search
+from megatron_qwen3.planner import candidates, hardware, moments, search
 from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.question import Question
@@ -152,7 +152,7 @@ def _pinned(config: Config) -> tuple[tuple[str, int | str], ...]:
     too short for the search to vary them, and where Transformer Engine exchanges for them."""
     samples = belongs("rollouts", config.run.mode) and config.rollouts.engine == "own"
     is_ours = config.parallel.context_exchange == "own"
-    if samples or not is_ours or config.data.sequence_length < search.LONG_SEQUENCE:
+    if samples or not is_ours or config.data.sequence_length < candidates.LONG_SEQUENCE:
         return (("context", config.parallel.context),)
     return ()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from megatron_qwen3.parallel.layout import near, row_unit
-from megatron_qwen3.planner import search
+from megatron_qwen3.planner import candidates, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.question import Question
@@ -47,7 +47,7 @@ def _fitting(question: Question) -> Job | None:
 
 def _dividing(question: Question) -> Job | None:
     """A layout that divides."""
-    return next(search.candidates(question), None)
+    return next(candidates.candidates(question), None)
 
 
 def _in_the_way(
@@ -116,7 +116,7 @@ def _row_fault(question: Question) -> str:
 def _pin_fault(question: Question, name: str, value: int | str) -> str:
     """Which sizes a pin could have instead."""
     free = replace(question, fixed=tuple(item for item in question.fixed if item[0] != name))
-    found = {size for job in search.candidates(free) if (size := _size(job, name)) is not None}
+    found = {size for job in candidates.candidates(free) if (size := _size(job, name)) is not None}
     closest = sorted(found, key=lambda size: abs(size - int(value)))[:3]
     valid = ", ".join(map(str, sorted(closest)))
     return f"{name} = {value} does not; with the rest as asked, valid near it: {valid}"

@@ -10,7 +10,7 @@ import pytest
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config
-from megatron_qwen3.planner import launch_check, moments, search
+from megatron_qwen3.planner import candidates, launch_check, moments
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import (
     Device,
@@ -290,7 +290,7 @@ def test_ranks_that_sample_are_not_told_to_share_rows():
     for engine, contexts in ((["rollouts.engine=own"], {1}), (servers, {1, 2, 4, 8})):
         config = rl_config(*long, *engine)
         question = launch_check._question(config, 8, 80e9)
-        assert {job.layout.context for job in search.candidates(question)} == contexts
+        assert {job.layout.context for job in candidates.candidates(question)} == contexts
 
 
 def test_where_no_layout_has_room_for_rollouts_fewer_rows_are_named():

@@ -12,7 +12,7 @@ from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.pages import plan_pictures
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.planner import calibration, hardware, overlay, search
+from megatron_qwen3.planner import calibration, candidates, hardware, overlay, quick, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.question import Question, ask, usual_batch
@@ -57,7 +57,7 @@ def test_no_layout_of_a_small_cluster_is_overlooked(length, contexts):
             *(j.layout.tensor, j.layout.pipeline, j.layout.virtual, j.layout.context),
             *(j.layout.expert, j.micro_batch),
         )
-        for j in search.candidates(question)
+        for j in candidates.candidates(question)
         if j.layout.expert_tensor == 1
     }
     every = (
@@ -146,7 +146,7 @@ def test_layouts_whose_shares_a_recipe_cannot_multiply_are_no_candidates():
         question, model=dataclasses.replace(question.model, expert_ffn_hidden_size=736)
     )
     widths = {"bf16": set(), "mxfp8": set()}
-    for job in search.candidates(question):
+    for job in candidates.candidates(question):
         widths[job.precision].add(job.layout.expert_tensor)
     assert widths == {"bf16": {1, 2, 4}, "mxfp8": {1}}
 
@@ -163,11 +163,11 @@ def test_layouts_whose_shares_a_recipe_cannot_multiply_are_no_candidates():
 def test_the_quick_estimate_of_memory_is_near_the_exact_one(name, gpus, sequence, every):
     """Also where stages differ, and where the last one's logits need most."""
     question = question_of(name, "h100", gpus, 4 * gpus, sequence, precisions=("bf16", "fp8"))
-    for job in list(search.candidates(question))[::every]:
+    for job in list(candidates.candidates(question))[::every]:
         exact = Memory.of(job)
         ranks = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]
         assert exact == max(ranks, key=lambda memory: memory.total)
-        assert search.quick_bytes(job) == pytest.approx(exact.total, rel=0.12)
+        assert quick.quick_bytes(job) == pytest.approx(exact.total, rel=0.12)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_layout_that_fits_narrowly_is_found_and_none_that_does_not(name, gpus)
     question = question_of(name, "h100", gpus, 32 * gpus, fixed=(("micro_batch", 1), ("tensor", 4)))
     jobs = [
         dataclasses.replace(job, recompute=parts)
-        for job in search.candidates(question)
+        for job in candidates.candidates(question)
         for parts in search.RECOMPUTED.values()
     ]
     usable = search.usable_bytes(question.cluster)
@@ -341,8 +341,8 @@ def test_why_there_is_none_names_what_excludes_all(asked, says):
 def test_a_plain_layout_in_low_precision_stands_beside_one_that_overlaps():
     """Of the same sizes, which needs Transformer Engine as well and is faster."""
     question = ask("30b-a3b", "b300", 8, precision="mxfp8", hypothetical=True)
-    for job in search.candidates(question):
-        jobs = [one for one in search._exchanges(question, job) if one.dispatcher == "alltoall"]
+    for job in candidates.candidates(question):
+        jobs = [one for one in candidates.exchanges(question, job) if one.dispatcher == "alltoall"]
         if len(jobs) == 2:
             break
     both = [search.plan(one, "none", question.cluster, CONSTANTS) for one in jobs]
