@@ -68,6 +68,8 @@ def test_the_share_of_compute_is_where_distillation_first_is_as_good():
     distilled, reinforced = [(1.0, 0.2), (3.0, 0.7), (9.0, 1.0)], [(10.0, 0.3), (60.0, 0.6)]
     assert students.ratio_of(distilled, reinforced) == 3 / 60
     assert students.ratio_of([(1.0, 0.1)], reinforced) == float("inf")
+    never = Measured("share", {1: 0.2, 2: float("inf")}, percent=True)
+    assert never.said() == ("not reached", "20.0 % to not reached")
 
 
 def test_information_is_none_where_domains_read_alike_and_whole_where_none_meet():

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,14 @@ class Measured:
 
     def said(self) -> tuple[str, str]:
         """The number and its interval for people."""
-        show: Callable[[float], str] = (
-            (lambda v: f"{100 * v:.1f} %") if self.percent else (lambda v: f"{v:.4g}")
-        )
         between = self.interval
-        return show(self.mean), f"{show(between[0])} to {show(between[1])}" if between else "–"
+        shown = [self._shown(value) for value in between or ()]
+        return self._shown(self.mean), " to ".join(shown) or "–"
+
+    def _shown(self, value: float) -> str:
+        if not math.isfinite(value):
+            return "not reached"
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Compute is that of all passes over tokens (`spent.py`). What the teacher's own t
 out, as the report leaves it out.
 """
 
+import math
 from pathlib import Path
 
 from examples.reproduce.claims.claim import (
@@ -50,13 +51,19 @@ def distillation(seeds: Seeds) -> Found:
     wins = distilled > reinforced and share <= 0.1
     explores = at_64[1] > at_64[0] + _NOISE and at_64[2] <= at_64[0] + _NOISE
     return Found(
-        f"From {start:.0%} distillation comes to {distilled:.0%}, RL to {reinforced:.0%}, for "
-        f"which distillation takes {share:.0%} of RL's compute. pass@64 of the longest problems "
+        f"From {start:.0%} distillation comes to {distilled:.0%}, RL to {reinforced:.0%}, which "
+        f"{_taken(share)}. pass@64 of the longest problems "
         f"goes from {at_64[0]:.0%} to {at_64[1]:.0%} with distillation, to {at_64[2]:.0%} with RL.",
         wins and explores,
         numbers,
         [_curves(curves)],
     )
+
+
+def _taken(share: float) -> str:
+    if math.isfinite(share):
+        return f"distillation reaches with {share:.0%} of RL's compute"
+    return "distillation does not reach with every seed"
 
 
 def curve(folder: Path, run: str) -> Curve:
