@@ -90,8 +90,9 @@ def student(plan: Plan) -> Iterator[Part]:
         plan.train("student", "distill_2_on_policy", 320, *on_policy),
     )
     yield _from_off_policy(
-        *(plan, "student_rl", "RL of the student", "student_rl", 6),
-        plan.train("student", "post_2_reasoning_rl", 260, f"{HERE}/stages/student_rl.toml", asked),
+        *(plan, "student_rl", "RL of the student", "student_rl", 10),
+        # Until it gains no more: what ten times the compute of distillation comes to.
+        plan.train("student", "post_2_reasoning_rl", 520, f"{HERE}/stages/student_rl.toml", asked),
     )
 
 
