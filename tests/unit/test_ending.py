@@ -28,6 +28,15 @@ def test_an_error_is_one_line_and_status_2(capsys, error, goes_on):
     assert told.endswith("the same command goes on\n") == (goes_on and error is NO_SPACE)
 
 
+@pytest.fixture
+def interruptible():
+    """Where the tests run in the background of a shell, it has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_command_that_goes_on_says_so_when_it_is_stopped(capsys):
     @ending(goes_on=True)
     def main(number: signal.Signals) -> int:
