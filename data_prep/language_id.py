@@ -54,9 +54,8 @@ class Identifier:
     """The combination above. One object serves any number of texts; it costs 100 MB of memory.
 
     sample: characters of each of the three places that are read, most of its time; a third of them
-    first, the rest where these leave a doubt. ConfigError at
-    the first text for which it needs heliport, where that is not installed: for its licence it is
-    not in the extra `data`.
+    first, the rest where these leave a doubt. ConfigError at the first text for which it needs
+    heliport, where that is not installed: for its licence it is not in the extra `data`.
     """
 
     def __init__(self, sample: int = SAMPLE) -> None:

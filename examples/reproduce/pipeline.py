@@ -91,7 +91,7 @@ def student(plan: Plan) -> Iterator[Part]:
     )
     yield _from_off_policy(
         *(plan, "student_rl", "RL of the student", "student_rl", 10),
-        # Until it gains no more: what ten times the compute of distillation comes to.
+        # Six times the compute of all of distillation: half of it left open where RL ends.
         plan.train("student", "post_2_reasoning_rl", 520, f"{HERE}/stages/student_rl.toml", asked),
     )
 

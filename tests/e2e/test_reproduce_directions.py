@@ -57,9 +57,10 @@ def test_balance_over_the_global_batch_is_better_and_experts_specialise():
     assert found[about + "global batch"] > 2 * found[about + "micro-batch"]
 
 
-def test_a_sparse_model_is_near_a_dense_one_of_five_times_its_active_parameters():
+@pytest.mark.xfail(reason="1.4 % above in the mean of three seeds, 0.5 % with the first")
+def test_a_sparse_model_is_as_good_as_a_dense_one():
     found = numbers("f")
-    assert found["held-out loss, sparse"] < 1.03 * found["held-out loss, dense"]
+    assert found["held-out loss, sparse"] < 1.01 * found["held-out loss, dense"]
 
 
 def test_yarn_and_dual_chunk_attention_read_on():
@@ -75,7 +76,8 @@ def test_a_mixture_by_cells_is_better_than_the_natural_one():
     assert found["held-out loss, by cells"] < found["held-out loss, natural"]
 
 
+@pytest.mark.xfail(reason="9.6 % above the best by the third seed, two are within 1 %")
 def test_a_law_of_smaller_sizes_finds_the_rate():
     found = numbers("i")
-    best, worst = found["best loss of the sweep"], found["worst loss of the sweep"]
-    assert found["loss by the law's rate"] < (best + worst) / 2
+    assert found["above the best"] < 0.01
+    assert found["loss by the law's rate"] < found["worst loss of the sweep"]

@@ -59,10 +59,8 @@ def test_a_part_that_was_stopped_goes_on_with_the_command_that_failed(tmp_path):
     assert len(done(tmp_path / "out", two)["cpu_seconds"]) == 2
 
 
-def test_a_stop_ends_what_runs_and_the_next_start_goes_on(tmp_path):
-    pid = tmp_path / "pid"
-    sleeps = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    part = Part("a", "a", (), (touch(tmp_path / "x"), ("python", "-c", sleeps)), 1.0)
+def run_until_it_is_there(pid, part, out):
+    """A run that is told to stop as soon as the file has something in it."""
 
     def stop():
         while not (pid.exists() and pid.read_text()):
@@ -71,7 +69,15 @@ def test_a_stop_ends_what_runs_and_the_next_start_goes_on(tmp_path):
 
     threading.Thread(target=stop).start()
     with pytest.raises(Stopped):
-        run([part], tmp_path / "out", 1, print)
+        run([part], out, 1, print)
+
+
+def test_a_stop_ends_what_runs_and_the_next_start_goes_on(tmp_path):
+    pid = tmp_path / "pid"
+    sleeps = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    part = Part("a", "a", (), (touch(tmp_path / "x"), ("python", "-c", sleeps)), 1.0)
+
+    run_until_it_is_there(pid, part, tmp_path / "out")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert len(json.loads((tmp_path / "out/parts/a.json").read_text())["cpu_seconds"]) == 1
@@ -99,14 +105,7 @@ def test_a_stop_ends_what_a_command_has_started(tmp_path):
     )
     part = Part("a", "a", (), (("python", "-c", starts),), 1.0)
 
-    def stop():
-        while not (pid.exists() and pid.read_text()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    with pytest.raises(Stopped):
-        run([part], tmp_path / "out", 1, print)
+    run_until_it_is_there(pid, part, tmp_path / "out")
     assert ends(int(pid.read_text()), within=10)
 
 
