@@ -20,10 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSample, DialogSet, set_of
-from megatron_qwen3.posttrain.rows.packing import PackedPlace, Packing, by_epochs, by_weights
+from megatron_qwen3.posttrain.rows.packing import (
+    PackedPlace,
+    Packing,
+    by_epochs,
+    by_weights,
+    held_out_rows,
+    trained_rows,
+)
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
@@ -63,21 +69,14 @@ class DialogMixture:
 
     def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count) of the run."""
-        packed = self._packing.rows(first, count)
-        return [
-            [PackedPlace(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed
-        ]
+        trained = [source.trained_M for source in self.sources]
+        return trained_rows(self._packing, trained, first, count)
 
     def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
         """Rows of held-out samples: `max_tokens` places per source at most, but one sample."""
-        places = []
-        for number, source in enumerate(self.sources):
-            used_M = np.cumsum(source.dialogs.lengths_N[source.held_out_M] - 1)
-            count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
-            places += [PackedPlace(number, int(n)) for n in source.held_out_M[:count]]
-        lengths = [self.sources[k].dialogs.lengths_N[n] - 1 for k, n in places]
-        rows = best_fit(np.array(lengths, np.int64), self._length)
-        return [[places[n] for n in row] for row in rows]
+        held_out = [source.held_out_M for source in self.sources]
+        lengths = [source.dialogs.lengths_N - 1 for source in self.sources]
+        return held_out_rows(held_out, lengths, self._length, max_tokens)
 
     def sample(self, place: PackedPlace) -> DialogSample:
         """The sample at a place."""

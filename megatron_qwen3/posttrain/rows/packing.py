@@ -10,7 +10,7 @@ A few tenths of a percent of the places stay empty. Then the rows of a window ar
 grows with the lengths of samples, not with their number, and a run resumes at any step: the windows
 before it are packed again to count their rows. No torch here.
 
-Legend: N samples of a source.
+Legend: N samples of a source; M those of them that are trained, or held out.
 """
 
 import functools
@@ -137,3 +137,26 @@ class Packing:
             order = Shuffle(size, epoch_key(self.seed, drawn.key, epoch))
             parts.append(order.at(np.arange(low, high)))
         return np.concatenate(parts)
+
+
+def trained_rows(
+    packing: Packing, trained: Sequence[Int64], first: int, count: int
+) -> list[list[PackedPlace]]:
+    """Rows [first, first + count) of a packing. trained: of each source the numbers that its
+    samples have in their set."""
+    packed = packing.rows(first, count)
+    return [[PackedPlace(k, int(trained[k][n])) for k, n in row] for row in packed]
+
+
+def held_out_rows(
+    held_out: Sequence[Int64], lengths: Sequence[Int64], length: int, most: int
+) -> list[list[PackedPlace]]:
+    """Rows of `length` places with each source's first held-out samples: `most` places of a source
+    at most, but one sample. lengths: of all samples of each source."""
+    places = []
+    for source, (numbers_M, lengths_N) in enumerate(zip(held_out, lengths, strict=True)):
+        count = max(1, int(np.searchsorted(lengths_N[numbers_M].cumsum(), most, side="right")))
+        places += [PackedPlace(source, int(n)) for n in numbers_M[:count]]
+    sizes = [lengths[place.source][place.sample] for place in places]
+    rows = best_fit(np.array(sizes, np.int64), length)
+    return [[places[n] for n in row] for row in rows]

@@ -16,11 +16,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain.dialogs.dialog_set import DialogSet, set_of
 from megatron_qwen3.posttrain.rows import dialog_mixture
-from megatron_qwen3.posttrain.rows.packing import DrawnSource, PackedPlace, Packing
+from megatron_qwen3.posttrain.rows.packing import (
+    DrawnSource,
+    PackedPlace,
+    Packing,
+    held_out_rows,
+    trained_rows,
+)
 from megatron_qwen3.settings_posttrain import PairSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
@@ -83,20 +88,14 @@ class PairMixture:
 
     def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count) of the run."""
-        packed = self._packing.rows(first, count)
-        return [
-            [PackedPlace(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed
-        ]
+        trained = [source.trained_M for source in self.sources]
+        return trained_rows(self._packing, trained, first, count)
 
     def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
         """Rows of held-out pairs: at most `max_tokens` places of each source, at least one pair."""
-        places = []
-        for number, source in enumerate(self.sources):
-            used_M = np.cumsum(source.lengths_N[source.held_out_M])
-            count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
-            places += [PackedPlace(number, int(n)) for n in source.held_out_M[:count]]
-        rows = best_fit(np.array([self.tokens(p) for p in places], np.int64), self._length)
-        return [[places[n] for n in row] for row in rows]
+        held_out = [source.held_out_M for source in self.sources]
+        lengths = [source.lengths_N for source in self.sources]
+        return held_out_rows(held_out, lengths, self._length, max_tokens)
 
     def tokens(self, place: PackedPlace) -> int:
         """Tokens of both answers of a pair, each with its conversation."""
