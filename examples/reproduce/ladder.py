@@ -17,7 +17,7 @@ from megatron_qwen3.toml import read_toml
 
 # Settings of each size, and a rate below its best: larger models want a lower one.
 SIZES = {
-    "xs": ((16, 3, 2, 1, 8, 56), 5e-3),
+    "xs": ((16, 3, 2, 1, 8, 56), 10e-3),
     "s": ((24, 4, 2, 1, 12, 64), 4e-3),
     "m": ((32, 4, 4, 2, 12, 104), 3e-3),
     "l": ((56, 4, 4, 2, 16, 144), 2.5e-3),

@@ -46,7 +46,7 @@ def teacher(plan: Plan) -> Iterator[Part]:
         ("python", "-m", "examples.reproduce.dialogs", "fuse", f"{mine}/thought/dialogs.jsonl")
         + ("--seed", str(plan.seed), "--out", f"{mine}/fused.jsonl"),
         dialogs(data, f"{mine}/fused.jsonl", f"{mine}/fused/set"),
-        plan.train("teacher", "post_3_fusion", 1000, fused),
+        plan.train("teacher", "post_3_fusion", 1500, fused),
         plan.evaluate("teacher/post_3_fusion", "fusion", 400, *_obedience(plan, 400)),
     )
     budgets = [str(tokens) for tokens in range(6, 55, 6)]

@@ -7,6 +7,7 @@ plan.train("teacher", "base_1_facts", 240)      # the words of a command
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from examples.reproduce.running import ROOT, Part
 from megatron_qwen3.toml import read_toml
@@ -33,8 +34,7 @@ class Size:
 
     def of_stage(self, stage: str) -> Command:
         """Settings of this size for a stage of examples/reproduce/stages."""
-        run = read_toml(ROOT / HERE / f"stages/{stage}.toml", "stage")["run"]
-        return self.settings.get(run.get("mode", "pretrain"), ())
+        return self.settings.get(_stage(stage)["run"].get("mode", "pretrain"), ())
 
 
 # Three steps teach nothing: answers are never right, none ends, and all rewards are alike.
@@ -79,17 +79,20 @@ class Plan:
 
     def train(self, model: str, stage: str, steps: int, *more: str) -> Command:
         """A stage of one of the pipeline's models; its run is mine/MODEL/STAGE."""
+        warmup: int = _stage(stage)["optim"]["warmup_steps"]
         return (
             *("mq3", "train", f"{HERE}/stages/{stage}.toml", f"{HERE}/models/{model}.toml"),
             *(f"run.dir={self.mine}/{model}", f"run.seed={self.seed}"),
-            *(f"data.tokenizer={self.data}/tokenizer", *self.length(steps)),
+            *(f"data.tokenizer={self.data}/tokenizer", *self.length(steps, warmup)),
             *(*self.size.of_stage(stage), *more),
         )
 
-    def length(self, steps: int) -> Command:
-        """As many steps as the size has, a tenth of them to warm up."""
+    def length(self, steps: int, warmup: int | None = None) -> Command:
+        """As many steps as the size has; a tenth of them warm up, or fewer where the stage's own
+        `warmup` is shorter."""
         number = self.size.steps(steps)
-        return f"train.steps={number}", f"optim.warmup_steps={max(1, number // 10)}"
+        tenth = max(1, number // 10)
+        return f"train.steps={number}", f"optim.warmup_steps={min(tenth, warmup or tenth)}"
 
     def evaluate(self, run: str, out: str, most: int, *more: str) -> Command:
         """Held-out problems, asked of a run."""
@@ -99,6 +102,10 @@ class Plan:
             *("--max-tokens", "160", "--rows", "256", "--temperature", "0.6", "--top-p", "1"),
             *("--top-k", "0", *more),
         )
+
+
+def _stage(name: str) -> dict[str, Any]:
+    return read_toml(ROOT / HERE / f"stages/{name}.toml", "a stage")
 
 
 def dialogs(data: Path, lines: str, out: str) -> Command:

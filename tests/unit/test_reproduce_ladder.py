@@ -25,7 +25,7 @@ def test_every_size_is_swept_over_rates(tmp_path, monkeypatch):
     study = written(tmp_path, monkeypatch, "--sizes", "xs", "l")
     small, large = study.stages[0].grids
     assert (small.models, large.models) == (("xs",), ("l",))
-    assert small.lr == (2.5e-3, 5e-3, 10e-3, 20e-3)
+    assert small.lr == (5e-3, 10e-3, 20e-3, 40e-3)
     assert max(large.lr) < max(small.lr) and small.global_batch == large.global_batch
 
 

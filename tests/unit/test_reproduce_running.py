@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.lifetime import Stopped
 from examples.reproduce import parts as declared
-from examples.reproduce.plan import SIZES
+from examples.reproduce.plan import SIZES, Plan
 from examples.reproduce.running import Children, Part, done, run
 from megatron_qwen3.config import ConfigError
 
@@ -145,6 +145,12 @@ def test_every_part_needs_parts_that_stand_before_it(tmp_path, size):
     assert len(set(names)) == len(names)
     for place, each in enumerate(every):
         assert set(each.needs) <= set(names[:place]), each.name
+
+
+def test_a_stage_that_warms_up_for_less_than_a_tenth_does_so(tmp_path):
+    plan = Plan(SIZES["full"], tmp_path, seed=1)
+    assert "optim.warmup_steps=5" in plan.train("student", "distill_2_on_policy", 320)
+    assert "optim.warmup_steps=24" in plan.train("teacher", "base_1_facts", 240)
 
 
 def test_every_stage_is_of_settings_that_there_are(tmp_path):
