@@ -81,8 +81,8 @@ reproduce-smoke: $(INSTALLED)
 # Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
 # In the order of their names: those of ranks, of which one file takes minutes, come before unit/,
 # whose many short files leave neither core idle at the end. -rs: the last lines say what was
-# skipped, and why.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder -rs
+# skipped, and why. Ten failures or a process that dies end it, so that what they were is told at once.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --maxfail 10 --max-worker-restart 0 -rs
 test: $(INSTALLED) $(TE_PACKAGES)/installed
 	$(RUN) -m pytest $(WORKERS) $(TESTS)
 

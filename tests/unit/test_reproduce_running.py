@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from ended import told_to_end
 
 from data_prep.lifetime import Stopped
 from examples.reproduce import parts as declared
@@ -61,14 +61,7 @@ def test_a_part_that_was_stopped_goes_on_with_the_command_that_failed(tmp_path):
 
 def run_until_it_is_there(pid, part, out):
     """A run that is told to stop as soon as the file has something in it."""
-
-    def stop():
-        while not (pid.exists() and pid.read_text()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    with pytest.raises(Stopped):
+    with told_to_end(when=pid), pytest.raises(Stopped):
         run([part], out, 1, print)
 
 

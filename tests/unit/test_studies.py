@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ended import told_to_end
 
 from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.config import ConfigError, load, to_toml
@@ -324,13 +322,7 @@ def test_a_study_that_is_told_to_end_ends_its_runs(tmp_path, monkeypatch, capsys
     sleeps = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     monkeypatch.setattr(local, "command", lambda point, file: [sys.executable, "-c", sleeps])
 
-    def stop():
-        while not (pid.exists() and pid.read_text()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    with pytest.raises(SystemExit) as end:
+    with told_to_end(when=pid), pytest.raises(SystemExit) as end:
         local.run_all([cases[0].point], "sweep")
     assert end.value.code == 143
     assert "stopped; the same command goes on" in capsys.readouterr().err
