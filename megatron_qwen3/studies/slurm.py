@@ -5,7 +5,8 @@
 
 SLURM gives all tasks of an array equally many nodes, so each GPU count has an array of its own. A
 task hands its point's settings to examples/slurm/train.sbatch, which starts the ranks. Points that
-are done are not in the arrays.
+are done are not in the arrays. An array that waits has its points in itself: SLURM keeps the script
+as it was submitted, whatever a later call writes.
 """
 
 import re
@@ -37,7 +38,9 @@ _SCRIPT = """\
 #SBATCH --time={minutes}
 #SBATCH --output="{folder}/%x-%A_%a.out"
 {options}set -euo pipefail
-mapfile -t points <{listing}
+points=(
+{points}
+)
 exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \\
   "${{points[SLURM_ARRAY_TASK_ID]}}"
 """
@@ -97,8 +100,7 @@ def _write_array(
             f"gpus = {gpus} cannot be shared evenly by {nodes} nodes; gpus_per_node = "
             f"{gpus_per_node}"
         )
-    script, listing = target / f"array_{gpus}.sbatch", target / f"points_{gpus}.txt"
-    write_whole(listing, [f"{write_settings(point)}\n".encode() for point in points])
+    script = target / f"array_{gpus}.sbatch"
     content = _SCRIPT.format(
         count=len(points),
         dir=target.parent,
@@ -110,7 +112,7 @@ def _write_array(
         per_node=gpus // nodes,
         minutes=minutes,
         folder=target,
-        listing=shlex.quote(str(listing)),
+        points="\n".join(shlex.quote(str(write_settings(point))) for point in points),
         options="".join(f"#SBATCH {option}\n" for option in options),
     )
     write_whole(script, [content.encode()])

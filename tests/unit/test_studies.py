@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,22 @@ def test_a_wrong_sweep_is_told_what_is_wrong(tmp_path, old, new, told):
         sweep.plan(study(tmp_path, SWEEP, sweep.Sweep, **{old: new}))
 
 
+def task_files(script, tasks):
+    """The file that each task of an array hands on, by a train.sbatch that prints what it gets."""
+    train = script.parent / "checkout/examples/slurm/train.sbatch"
+    train.parent.mkdir(parents=True, exist_ok=True)
+    train.write_text('printf "%s\\n" "$@"')
+    there = {**os.environ, "QWEN3_CHECKOUT": str(script.parent / "checkout")}
+    files = []
+    for task in range(tasks):
+        environment = {**there, "SLURM_ARRAY_TASK_ID": str(task)}
+        done = subprocess.run(
+            ["bash", script], env=environment, capture_output=True, text=True, check=True
+        )
+        files += done.stdout.splitlines()
+    return files
+
+
 def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
     cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
     done = next(case for case in cases if case.gpus == 8)
@@ -229,18 +246,28 @@ def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
     listed = []
     for script in scripts:
         gpus = int(script.stem.partition("_")[2])
-        files = script.with_name(f"points_{gpus}.txt").read_text().splitlines()
         text = script.read_text()
+        files = task_files(script, text.count("study.toml"))
         assert f"--array=0-{len(files) - 1}\n" in text
         assert f"--nodes={max(1, gpus // 4)}\n" in text
         assert f"--gpus-per-node={min(gpus, 4)}\n" in text
         assert "#SBATCH --qos=low\nset -euo pipefail\n" in text
-        subprocess.run(["bash", "-n", script], check=True)
         listed += files
     assert len(listed) == len(set(listed)) == len({p.config.run_dir for p in points}) - 1
     assert str(done.point.config.run_dir) not in "".join(listed)
     for file in listed:
         assert str(load([file]).run_dir) == str(Path(file).parent)
+
+
+def test_an_array_that_waits_keeps_its_points_when_it_is_written_again(tmp_path):
+    points = [case.point for case in sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))[0]]
+    (waiting, *_) = slurm.write(tmp_path / "runs", points, gpus_per_node=4)
+    kept = waiting.with_name("as_submitted")
+    shutil.copy(waiting, kept)
+    before = task_files(kept, 2)
+    write_run(points[0])
+    slurm.write(tmp_path / "runs", points, gpus_per_node=4)
+    assert task_files(kept, 2) == before and len(set(before)) == 2
 
 
 def test_an_option_that_would_become_a_line_of_the_script_is_refused(tmp_path):
@@ -252,14 +279,12 @@ def test_an_option_that_would_become_a_line_of_the_script_is_refused(tmp_path):
 
 
 def test_a_folders_name_is_never_run_by_a_job_script(tmp_path):
-    points = [case.point for case in sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))[0]]
-    folder = tmp_path / '$(touch ran) "'
-    scripts = slurm.write(folder, points, gpus_per_node=4)
-    lines = [line for line in scripts[0].read_text().splitlines() if line.startswith("mapfile")]
-    listed = subprocess.run(
-        ["bash", "-c", f"{lines[0]}; echo ${{#points[@]}}"], cwd=tmp_path, capture_output=True
-    )
-    assert int(listed.stdout) > 0 and not (tmp_path / "ran").exists()
+    plan = study(tmp_path, SWEEP, sweep.Sweep, **{'/runs"': '/my runs"'})
+    points = [case.point for case in sweep.plan(plan)[0]]
+    scripts = slurm.write(tmp_path / '$(touch ran) "', points, gpus_per_node=4)
+    (file,) = task_files(scripts[0], 1)
+    assert "/my runs/" in file and Path(file).exists()
+    assert not list(tmp_path.rglob("ran"))
     with pytest.raises(ConfigError, match="a job script cannot name such a folder"):
         slurm.write(tmp_path / "a\nrm", points, gpus_per_node=4)
 
