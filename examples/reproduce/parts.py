@@ -166,7 +166,7 @@ def _mixture(plan: Plan) -> Part:
     """The study of mixtures, whose last runs compare what it found with coarser ones."""
     data, file = plan.data / "mixture", f"{plan.mine}/mixture.toml"
     is_smoke = plan.size.name == "smoke"
-    proxies = max(8 if is_smoke else 12, plan.size.steps(40))
+    proxies = max(12, plan.size.steps(40))
     pairs = [
         *(f'dir="{plan.mine}/mixture"', f'shards="{data}/tokens"', f"seed={plan.seed}"),
         *(f"proxies={proxies}", "at_once=1"),

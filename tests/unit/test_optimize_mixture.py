@@ -217,6 +217,7 @@ def test_a_wrong_study_is_one_line(here, quick, capfd, change, complaint):
             ("max_epochs", f"stages = {json.dumps([f's{n}' for n in range(21)])}\nmax_epochs"),
             "20 steps of a proxy are fewer than the 21 stages",
         ),
+        (("proxies = 20", "proxies = 5"), "proxies = 5 are fewer than the 6 that a law of 4 cells"),
     ],
 )
 def test_no_proxy_is_trained_for_a_study_that_could_not_be_evaluated(

@@ -26,7 +26,7 @@ from megatron_qwen3.studies.local import Point
 from megatron_qwen3.studies.mixture import optimum
 from megatron_qwen3.studies.mixture.regression import BOOSTING, Fit, choose
 from megatron_qwen3.studies.mixture.study import MixtureCorpus
-from megatron_qwen3.studies.mixture.swarm import Parts, candidates, capped
+from megatron_qwen3.studies.mixture.swarm import Parts, candidates, capped, fewest
 from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
@@ -59,7 +59,7 @@ class TriedMixtures:
         """None where too few runs are done to fit anything. ConfigError: an objective that no
         target has a part in."""
         done = [n for n, point in enumerate(points) if point.is_done]
-        if len(done) < len(parts.cells_PC) + 2:
+        if len(done) < fewest(len(parts.cells_PC)):
             return None
         ends = corpus.steps_of_stages
         losses = [_losses(points[n], ends) for n in done]

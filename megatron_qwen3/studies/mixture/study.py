@@ -29,7 +29,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.studies.files import check_names, configure
 from megatron_qwen3.studies.local import Point
 from megatron_qwen3.studies.mixture.cells import LabelCell, cells
-from megatron_qwen3.studies.mixture.swarm import PER_PART
+from megatron_qwen3.studies.mixture.swarm import PER_PART, fewest
 from megatron_qwen3.toml import did_you_mean, emit
 
 Array = NDArray[np.float64]
@@ -237,8 +237,15 @@ class MixtureCorpus:
         return self.proxy.step_tokens * self.proxy.steps
 
     def proxies(self, parts: int) -> int:
-        """How many mixtures of so many parts are tried."""
-        return self.study.proxies or PER_PART * (parts + 1)
+        """How many mixtures of so many parts are tried; ConfigError for fewer than a law of them
+        takes."""
+        count = self.study.proxies or PER_PART * (parts + 1)
+        if count < fewest(parts):
+            raise ConfigError(
+                f"proxies = {count} are fewer than the {fewest(parts)} that a law of {parts} cells "
+                f"takes; 0 is {PER_PART} for each cell and {PER_PART} more"
+            )
+        return count
 
     def recipe(self, shares_KC: Sequence[Array]) -> Recipe:
         """Of the training: a mixture for each of its stages."""

@@ -27,6 +27,11 @@ _STRENGTHS = (0.5, 4.0)  # concentration of a mixture for each of its parts, fro
 PER_PART = 3  # mixtures, where a study does not say how many
 
 
+def fewest(parts: int) -> int:
+    """The smallest number of mixtures to which a law of so many parts is fitted."""
+    return parts + 2
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a mixture, and how much of each cell a part is made of; rows add up to 1."""
