@@ -37,14 +37,14 @@ def test_reasoning_rl_raises_accuracy():
 
 def test_both_modes_are_obeyed_and_thinking_stays():
     found = numbers("c")
-    assert found["flags obeyed after general RL"] > 0.95
+    assert found["flags obeyed after general RL"] > 0.98
     assert found["thinking accuracy after general RL"] > found["thinking accuracy before"] - 0.02
 
 
 def test_distillation_beats_rl_for_less_and_finds_what_rl_does_not():
     found = numbers("d")
     assert found["after on-policy distillation"] > found["after RL"]
-    assert found["compute of distillation to where RL ends, share of RL's"] < 0.5
+    assert found["compute of distillation to where RL ends, share of RL's"] < 0.2
     start = found["pass@64 of the longest at the start"]
     gained = found["pass@64 after on-policy distillation"] - start
     assert gained > 0.05 and gained > found["pass@64 after RL"] - start
@@ -57,7 +57,6 @@ def test_balance_over_the_global_batch_is_better_and_experts_specialise():
     assert found[about + "global batch"] > 2 * found[about + "micro-batch"]
 
 
-@pytest.mark.xfail(reason="1.4 % above in the mean of three seeds, 0.5 % with the first")
 def test_a_sparse_model_is_as_good_as_a_dense_one():
     found = numbers("f")
     assert found["held-out loss, sparse"] < 1.01 * found["held-out loss, dense"]
@@ -76,7 +75,6 @@ def test_a_mixture_by_cells_is_better_than_the_natural_one():
     assert found["held-out loss, by cells"] < found["held-out loss, natural"]
 
 
-@pytest.mark.xfail(reason="9.6 % above the best by the third seed, two are within 1 %")
 def test_a_law_of_smaller_sizes_finds_the_rate():
     found = numbers("i")
     assert found["above the best"] < 0.01
