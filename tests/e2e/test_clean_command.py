@@ -51,7 +51,8 @@ def corpus(tmp_path):
 
 def test_a_killed_worker_ends_the_command_which_then_goes_on_to_the_same_result(corpus):
     done = _clean(corpus, "whole", "--tasks", "6", "--workers", "1")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert all(" left " in line for line in done.stderr.splitlines())  # of a slow machine's bar
     assert "270 of 300 documents kept" in done.stdout
     assert "ready for mq3 data tokenize" in done.stdout
     again = _command(corpus, "again", "--tasks", "6", "--workers", "2")
