@@ -119,10 +119,12 @@ def _until(plan: Plan, given: str) -> Command:
 
 
 def _answers(plan: Plan, model: str, out: str) -> Command:
-    """The right answers with thinking that a model gives, one of each task, without flags. A model
-    of three steps has none: at that size they are made as the cold start's are."""
-    if plan.size.name == "smoke":
-        made = ("--count", "100", "--seed", "9", "--out", f"{out}/dialogs.jsonl")
+    """The right answers with thinking that a model gives, one of each task, without flags. Models
+    that were trained for less than the full number of steps have few or none: at those sizes
+    answers are made as the cold start's are."""
+    if plan.size.share < 1:
+        count = str(max(100, plan.size.tasks(1500)))
+        made = ("--count", count, "--seed", "9", "--out", f"{out}/dialogs.jsonl")
         return ("python", "-m", "examples.reproduce.dialogs", "cold-start", *made)
     return (
         *("mq3", "data", "build", "distill", "--queries", f"{plan.data}/queries.jsonl"),

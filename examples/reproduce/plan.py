@@ -37,15 +37,14 @@ class Size:
         return self.settings.get(_stage(stage)["run"].get("mode", "pretrain"), ())
 
 
-# Three steps teach nothing: answers are never right, none ends, and all rewards are alike.
+# A tenth of the steps teaches little, three steps nothing: whole batches of answers may be wrong, and
+# with three steps none ends.
+_ALL_WRONG = ("rl.filter=false",)
+_QUICK = Size("quick", 0.1, settings={"rl": _ALL_WRONG})
 _FEW = ("rollouts.prompts=8", "rollouts.eval_prompts=8", "rollouts.max_new_tokens=32")
-_BY_MODE = {
-    "pretrain": ("eval.tokens=4096",),
-    "rl": (*_FEW, "rl.filter=false"),
-    "distill": _FEW,
-}
+_BY_MODE = {"pretrain": ("eval.tokens=4096",), "rl": (*_FEW, *_ALL_WRONG), "distill": _FEW}
 _SMOKE = Size("smoke", 0.01, 8, _BY_MODE)
-SIZES = {size.name: size for size in (Size("full", 1), Size("quick", 0.1), _SMOKE)}
+SIZES = {size.name: size for size in (Size("full", 1), _QUICK, _SMOKE)}
 
 
 @dataclass(frozen=True)
