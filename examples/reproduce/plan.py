@@ -37,8 +37,8 @@ class Size:
         return self.settings.get(_stage(stage)["run"].get("mode", "pretrain"), ())
 
 
-# A tenth of the steps teaches little, three steps nothing: whole batches of answers may be wrong, and
-# with three steps none ends.
+# A tenth of the steps teaches little, three steps nothing: whole batches of answers may be wrong,
+# and with three steps none ends.
 _ALL_WRONG = ("rl.filter=false",)
 _QUICK = Size("quick", 0.1, settings={"rl": _ALL_WRONG})
 _FEW = ("rollouts.prompts=8", "rollouts.eval_prompts=8", "rollouts.max_new_tokens=32")
