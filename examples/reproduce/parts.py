@@ -165,29 +165,33 @@ def _long(plan: Plan) -> Part:
 def _mixture(plan: Plan) -> Part:
     """The study of mixtures, whose last runs compare what it found with coarser ones."""
     data, file = plan.data / "mixture", f"{plan.mine}/mixture.toml"
-    is_smoke = plan.size.name == "smoke"
     proxies = max(12, plan.size.steps(40))
     pairs = [
         *(f'dir="{plan.mine}/mixture"', f'shards="{data}/tokens"', f"seed={plan.seed}"),
         *(f"proxies={proxies}", "at_once=1"),
     ]
-    if is_smoke:
-        short = f'settings=["{HERE}/mixture/proxy.toml", "train.steps=30"]'
-        pairs += ["seeds=1", short]
+    if plan.size.share < 1:
+        pairs.append("seeds=1")
+    if plan.size.name == "smoke":
+        pairs.append(f'settings=["{HERE}/mixture/proxy.toml", "train.steps=30"]')
     study = ("python", "-m", "examples.reproduce.placed", f"{HERE}/mixture/study.toml")
     place = (*study, *pairs, "--out", file)
     optimize = ("mq3", "data", "optimize", file)
     return plan.part("mixture", "mixtures by instances", ("mixed",), 9, place, optimize)
 
 
+# Few steps know no best rate unless those beside it are far off.
+_RATES = {
+    "smoke": (("xs", "s", "--factors", "0.05", "20", "300"), ("l", "--factors", "1")),
+    "quick": (("xs", "s", "m", "--factors", "0.5", "2", "8"), ("l", "--factors", "0.5", "2")),
+}
+
+
 def _ladder(plan: Plan) -> Part:
     """A law of three sizes, the sweep of a fourth, and that one by the law."""
     tokens = f"{max(20e3, 400e3 * plan.size.share):g}"
     texts = ("--texts", f"{plan.data}/texts", "--seed", str(plan.seed), "--tokens", tokens)
-    # Few steps know no best rate unless those beside it are far off.
-    few = plan.size.name == "smoke"
-    smaller = ("xs", "s", "--factors", "0.05", "20", "300") if few else ("xs", "s", "m")
-    left_out = ("l", "--factors", "1") if few else ("l",)
+    smaller, left_out = _RATES.get(plan.size.name, (("xs", "s", "m"), ("l",)))
     commands: list[Command] = []
     for name, swept in (("ladder", smaller), ("left_out", left_out)):
         file = f"{plan.mine}/{name}.toml"
