@@ -96,12 +96,12 @@ def _mix(data: Path, recipe_of: str) -> Command:
 
 def _of_seed(plan: Plan) -> Iterator[Part]:
     yield from pipeline.teacher(plan)
+    yield _mixture(plan)
+    yield _ladder(plan)  # the longest that nothing else needs: last, it would run alone
     yield from pipeline.student(plan)
     yield _balance(plan)
     yield _sizes(plan)
     yield _long(plan)
-    yield _mixture(plan)
-    yield _ladder(plan)
 
 
 def _texts(plan: Plan, model: str, folder: str, name: str, steps: int, *more: str) -> Command:
