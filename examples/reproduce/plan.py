@@ -91,7 +91,8 @@ class Plan:
         `warmup` is shorter."""
         number = self.size.steps(steps)
         tenth = max(1, number // 10)
-        return f"train.steps={number}", f"optim.warmup_steps={min(tenth, warmup or tenth)}"
+        steps_up = tenth if warmup is None else min(tenth, warmup)
+        return f"train.steps={number}", f"optim.warmup_steps={steps_up}"
 
     def evaluate(self, run: str, out: str, most: int, *more: str) -> Command:
         """Held-out problems, asked of a run."""

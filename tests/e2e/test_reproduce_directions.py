@@ -73,6 +73,7 @@ def test_yarn_and_dual_chunk_attention_read_on():
 def test_a_mixture_by_cells_is_better_than_the_natural_one():
     found = numbers("h")
     assert found["held-out loss, by cells"] < found["held-out loss, natural"]
+    assert found["held-out loss, by cells"] < found["held-out loss, by domain"]
 
 
 def test_a_law_of_smaller_sizes_finds_the_rate():

@@ -230,10 +230,8 @@ def task_files(script, tasks):
     files = []
     for task in range(tasks):
         environment = {**there, "SLURM_ARRAY_TASK_ID": str(task)}
-        done = subprocess.run(
-            ["bash", script], env=environment, capture_output=True, text=True, check=True
-        )
-        files += done.stdout.splitlines()
+        given = {"env": environment, "cwd": script.parent, "capture_output": True, "text": True}
+        files += subprocess.run(["bash", script], check=True, **given).stdout.splitlines()
     return files
 
 
